@@ -1,0 +1,3 @@
+{{- define "trainingApi.component" -}}
+{{- dict "name" "training-api" "app" "training-api" "part" "api" | toJson -}}
+{{- end }}

@@ -1,0 +1,3 @@
+{{- define "trainingWorker.component" -}}
+{{- dict "name" "training-worker" "app" "training-worker" "part" "worker" | toJson -}}
+{{- end }}

@@ -1,0 +1,158 @@
+"""RabbitMQ on asyncio: one connection that comes back by itself, confirmed publishing, and consuming.
+
+Exchanges, queues and bindings are declared by the broker's definitions, not here: the services' users may not
+configure them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+
+import aio_pika
+from aio_pika.abc import (
+    AbstractIncomingMessage,
+    AbstractRobustChannel,
+    AbstractRobustConnection,
+    AbstractRobustExchange,
+)
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
+
+from anomaly_detection.contracts import EVENTS_EXCHANGE
+from anomaly_detection.errors import DependencyUnavailableError
+from anomaly_detection.settings import BrokerSettings
+
+NAME = "broker"
+"""Its name on the health routes and in errors."""
+
+PUBLISH_SECONDS = 5.0
+"""How long a publication may take, its confirmation included."""
+
+_CHECK_SECONDS = 2.0
+_RECONNECT_SECONDS = 2.0
+_HEARTBEAT_SECONDS = 20
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[AbstractIncomingMessage], Awaitable[None]]
+
+
+class Broker:
+    """A connection to one virtual host.
+
+    Args:
+        settings: where the broker is and who we are.
+        service: shown as the connection's name in the broker's management.
+    """
+
+    def __init__(self, settings: BrokerSettings, service: str) -> None:
+        self._settings = settings
+        self._service = service
+        self._connection: AbstractRobustConnection | None = None
+        self._exchange: AbstractRobustExchange | None = None
+        self._consumers: list[tuple[AbstractRobustChannel, aio_pika.abc.AbstractRobustQueue, str]] = []
+
+    async def connect(self) -> None:
+        """Connect, trying until the broker answers; later interruptions are repaired in the background."""
+        while True:
+            try:
+                connection = await aio_pika.connect_robust(
+                    host=self._settings.host,
+                    port=self._settings.port,
+                    virtualhost=self._settings.vhost,
+                    login=self._settings.user,
+                    password=self._settings.password.get_secret_value(),
+                    heartbeat=_HEARTBEAT_SECONDS,
+                    reconnect_interval=_RECONNECT_SECONDS,
+                    client_properties={"connection_name": self._service},
+                    timeout=10,
+                )
+            except (TimeoutError, AMQPError, OSError) as error:
+                logger.warning("the broker does not answer, trying again", extra={"reason": repr(error)})
+                await asyncio.sleep(_RECONNECT_SECONDS)
+                continue
+            try:
+                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+                self._exchange = await channel.declare_exchange(EVENTS_EXCHANGE, passive=True, timeout=10)
+            except (TimeoutError, AMQPError, ChannelInvalidStateError, OSError) as error:
+                # The broker answers before its definitions are imported.
+                logger.warning("the broker is not ready, trying again", extra={"reason": repr(error)})
+                with suppress(Exception):
+                    await connection.close()
+                await asyncio.sleep(_RECONNECT_SECONDS)
+                continue
+            self._connection = connection
+            logger.info("connected to the broker")
+            return
+
+    async def publish(
+        self, routing_key: str, body: bytes, *, message_id: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Publish a persistent message to the events exchange and wait until the broker has it in a queue.
+
+        Raises:
+            DependencyUnavailableError: the broker is away, does not confirm within `PUBLISH_SECONDS`, or has no queue
+            for it.
+        """
+        if self._exchange is None:
+            raise DependencyUnavailableError(NAME)
+        message = aio_pika.Message(
+            body,
+            content_type="application/json",
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            message_id=message_id,
+            headers=dict(headers or {}),
+        )
+        try:
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                await self._exchange.publish(message, routing_key, mandatory=True)
+        except DeliveryError as error:
+            logger.error("the broker refused a message", extra={"routing_key": routing_key, "reason": repr(error)})
+            raise DependencyUnavailableError(NAME) from error
+        except (AMQPError, ChannelInvalidStateError, OSError, RuntimeError) as error:  # OSError covers TimeoutError
+            raise DependencyUnavailableError(NAME) from error
+
+    async def consume(self, queue_name: str, handler: Handler) -> None:
+        """Deliver the messages of a queue to `handler`, one at a time; it acknowledges or returns each itself.
+
+        Raises:
+            RuntimeError: called before `connect`.
+        """
+        if self._connection is None:
+            raise RuntimeError("connect first")
+        # A channel per queue: quorum queues know no prefetch shared by the consumers of a channel.
+        channel = await self._connection.channel(publisher_confirms=False)
+        assert isinstance(channel, AbstractRobustChannel)
+        await channel.set_qos(prefetch_count=1)
+        queue = await channel.declare_queue(queue_name, passive=True)
+        tag = await queue.consume(handler)
+        self._consumers.append((channel, queue, tag))
+
+    async def stop_consuming(self) -> None:
+        """Take no further messages; those in hand can still be acknowledged or returned."""
+        for _, queue, tag in self._consumers:
+            with suppress(AMQPError, ChannelInvalidStateError, OSError):
+                await queue.cancel(tag, timeout=2)
+        self._consumers.clear()
+
+    async def check(self) -> None:
+        """Return if the connection stands.
+
+        Raises:
+            DependencyUnavailableError: it does not.
+        """
+        if self._connection is None:
+            raise DependencyUnavailableError(NAME)
+        try:
+            async with asyncio.timeout(_CHECK_SECONDS):
+                await self._connection.ready()
+        except TimeoutError as error:
+            raise DependencyUnavailableError(NAME) from error
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            with suppress(Exception):
+                await self._connection.close()

@@ -1,0 +1,247 @@
+"""What the services say to each other and to their users.
+
+Identifiers, requests, messages, jobs, broker and registry names.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+SERIES_ID_PATTERN = r"^[A-Za-z0-9_]{1,128}$"
+"""A series identifier.
+
+Letters, digits and `_`, 1 to 128 of them. It becomes part of model names, object keys and routing keys.
+"""
+
+SeriesId = Annotated[str, StringConstraints(pattern=SERIES_ID_PATTERN)]
+
+# Registry: one registered model per series. Aliases, not stages, which MLflow deprecated.
+PRODUCTION_ALIAS = "production"
+PREVIOUS_ALIAS = "previous"
+TAG_BLOB_KEY = "blob_key"
+TAG_BLOB_SHA256 = "blob_sha256"
+TAG_SEQUENCE = "sequence"
+TAG_JOB_ID = "job_id"
+
+# Broker topology, declared by RabbitMQ's definitions; the services only use it.
+EVENTS_EXCHANGE = "training-events"
+DEAD_LETTER_EXCHANGE = "training-dlx"
+JOBS_QUEUE = "training-jobs"
+PRIORITY_QUEUE = "training-priority-high"
+COMPLETION_QUEUE = "training-completion"
+DEAD_LETTER_QUEUE = "training-jobs-dlq"
+STANDARD_ROUTING_KEY = "training.job.standard"
+PRIORITY_ROUTING_KEY = "training.job.priority"
+COMPLETED_ROUTING_PATTERN = "training.completed.*"
+DELIVERY_LIMIT = 5
+"""How often the broker delivers a job again before it goes to the dead-letter queue: the queues' `x-delivery-limit`."""
+
+
+def model_name(series_id: str) -> str:
+    """Name of the registered model of a series."""
+    return f"model_od_{series_id}"
+
+
+def completed_routing_key(series_id: str) -> str:
+    """Routing key of the event that says a series has a new model."""
+    return f"training.completed.{series_id}"
+
+
+def is_series_id(text: str) -> bool:
+    """Whether `text` is a series identifier."""
+    # fullmatch: `$` alone would let a trailing newline pass.
+    return re.fullmatch(SERIES_ID_PATTERN.strip("^$"), text) is not None
+
+
+class Contract(BaseModel):
+    """Base of everything a client may send: unknown fields are errors, so no typing mistake is silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Message(BaseModel):
+    """Base of what services send each other: unknown fields are ignored, so that they can be upgraded one by one."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Point(Contract):
+    """One measurement."""
+
+    timestamp: float = Field(description="Unix time in seconds", examples=[1700000000])
+    value: float = Field(description="finite, in the unit of the sensor", examples=[0.12])
+
+
+class DetectorParameters(Contract):
+    """Parameters of the isolation forest, with the names and meanings of `sklearn.ensemble.IsolationForest`."""
+
+    # Strict: max_samples 1 is one point and 1.0 all of them, so numbers must not be converted into one another.
+    model_config = ConfigDict(strict=True)
+
+    n_estimators: int = Field(default=100, ge=1, le=500, description="number of trees")
+    max_samples: Literal["auto"] | Annotated[int, Field(strict=True, ge=1)] | Annotated[float, Field(gt=0, le=1)] = (
+        Field(
+            default="auto",
+            description='points drawn for each tree: a number, a fraction of the series, or "auto" (256, all if fewer)',
+        )
+    )
+    contamination: Literal["auto"] | Annotated[float, Field(gt=0, le=0.5)] = Field(
+        default="auto",
+        description='expected fraction of anomalies, which sets the threshold; "auto" takes the threshold 0.5',
+    )
+    bootstrap: bool = Field(default=False, description="draw the points of a tree with replacement")
+    random_state: int = Field(
+        default=42, ge=0, le=2**32 - 1, description="seed: equal data and parameters give equal models"
+    )
+
+
+class Priority(StrEnum):
+    """Which queue a job waits in."""
+
+    STANDARD = "standard"
+    HIGH = "high"
+
+    @property
+    def routing_key(self) -> str:
+        """Routing key that leads to this priority's queue."""
+        return PRIORITY_ROUTING_KEY if self is Priority.HIGH else STANDARD_ROUTING_KEY
+
+
+class FitOptions(Contract):
+    """What `POST /fit/{series_id}` takes beside the points."""
+
+    parameters: DetectorParameters = Field(default_factory=DetectorParameters)
+    priority: Priority = Priority.STANDARD
+
+
+class FitRequest(FitOptions):
+    """Body of `POST /fit/{series_id}`.
+
+    It documents the body; the service reads `data` with `anomaly_detection.series.read_points`, which takes 100,000
+    points in a fraction of the time that one object per point would need.
+    """
+
+    data: list[Point] = Field(description="the series in the order of its timestamps, which increase strictly")
+
+
+class JobStatus(StrEnum):
+    """States of a training job. The last four are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a job in this state stays in it."""
+        return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
+
+
+class TrainingJob(Message):
+    """Message that asks for a training. It refers to the points in the object store instead of carrying them."""
+
+    job_id: UUID
+    series_id: SeriesId
+    sequence: int = Field(
+        description="fencing number: grows with every job, a lower one never replaces the model of a higher one"
+    )
+    data_key: str = Field(description="key of the points in the training bucket")
+    data_sha256: str
+    points: int
+    parameters: DetectorParameters
+    priority: Priority = Priority.STANDARD
+    request_id: str
+    created_at: datetime
+
+
+class TrainingCompleted(Message):
+    """Event that says a series has a new model in production."""
+
+    job_id: UUID
+    series_id: SeriesId
+    model_version: int
+    sequence: int
+    request_id: str
+    finished_at: datetime
+
+
+class JobDurations(BaseModel):
+    """Seconds spent in each stage of a job; a stage not reached is null."""
+
+    queued_s: float | None = Field(default=None, description="from the request to the worker")
+    load_s: float | None = Field(default=None, description="reading the points")
+    fit_s: float | None = Field(default=None, description="fitting the model")
+    register_s: float | None = Field(default=None, description="run, artifacts and version in MLflow, aliases")
+    total_s: float | None = Field(default=None, description="from the request to the servable model")
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str = Field(examples=["TRAINING_FAILED"])
+    message: str
+
+
+class Job(BaseModel):
+    """A training job as the API shows it."""
+
+    job_id: UUID
+    series_id: str
+    status: JobStatus
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    points: int
+    parameters: DetectorParameters
+    priority: Priority
+    attempts: int = Field(description="how often a worker took the job")
+    model_version: int | None = None
+    mlflow_run_id: str | None = None
+    durations: JobDurations
+    error: JobError | None = None
+    links: dict[str, str] = Field(examples=[{"self": "/jobs/6f1c…", "versions": "/models/sensor_1_x/versions"}])
+
+
+class JobPage(BaseModel):
+    """A page of jobs, newest first."""
+
+    jobs: list[Job]
+    next_cursor: str | None = Field(description="pass it as `cursor` for the following page; null on the last one")
+
+
+class FitAccepted(BaseModel):
+    """Answer to `POST /fit/{series_id}`."""
+
+    job_id: UUID
+    series_id: str
+    status: JobStatus
+    links: dict[str, str]
+
+
+class ModelVersion(BaseModel):
+    """A version of the model of a series."""
+
+    version: int
+    aliases: list[str]
+    created_at: datetime
+    run_id: str | None
+    job_id: str | None
+    sequence: int | None
+    tags: dict[str, Any]
+
+
+class ModelVersions(BaseModel):
+    """The versions of the model of a series, newest first."""
+
+    series_id: str
+    model_name: str
+    versions: list[ModelVersion]

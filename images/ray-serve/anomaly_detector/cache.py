@@ -1,0 +1,214 @@
+"""Models in memory: least recently used out first, bounded by bytes, loaded once however many ask."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from anomaly_detection.errors import AppError, DependencyUnavailableError
+
+from anomaly_detector.loader import LoadedModel, ModelLoader
+
+_ABSENT_KEPT = 10_000
+_LOADS_AT_ONCE = 16  # a cold start must not open a connection per series
+
+Key = tuple[str, int | None]
+"""A series and a version of it; None stands for the version in production, which may change."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class CacheStatistics:
+    """What happened since the start."""
+
+    hits: int = 0
+    misses: int = 0
+    loads: int = 0
+    load_failures: int = 0
+    load_seconds: float = 0.0
+    evictions: int = 0
+    stale_answers: int = 0
+
+
+@dataclass(slots=True)
+class _Entry:
+    loaded: LoadedModel
+    expires: float
+
+
+@dataclass(slots=True)
+class _Load:
+    task: asyncio.Task[LoadedModel]
+    outdated: bool = False  # the version in production changed while it was being read
+
+
+@dataclass(slots=True)
+class ModelCache:
+    """Cache of models, for use within one event loop. Nothing is locked: loads of different models do not wait for each other.
+
+    A model in production is asked for again after its TTL, or when `refresh` says that it changed. While its registry or
+    store is away it goes on being served. A pinned version never changes and only leaves when memory is needed.
+
+    Attributes:
+        loader: where models come from.
+        max_bytes: memory the models may take.
+        ttl_seconds: how long a model in production is served before the registry is asked again.
+        ttl_jitter: fraction of the TTL by which each model's own varies, up or down.
+        negative_seconds: how long it is remembered that there is no such model.
+        retry_seconds: how long an expired model is served before a failed reload is tried again.
+        clock: seconds, monotonic.
+    """
+
+    loader: ModelLoader
+    max_bytes: int
+    ttl_seconds: float
+    ttl_jitter: float
+    negative_seconds: float
+    retry_seconds: float
+    clock: Callable[[], float] = time.monotonic
+    statistics: CacheStatistics = field(default_factory=CacheStatistics)
+    nbytes: int = 0
+    _entries: OrderedDict[Key, _Entry] = field(default_factory=OrderedDict)
+    _loads: dict[Key, _Load] = field(default_factory=dict)
+    _absent: OrderedDict[Key, tuple[float, AppError]] = field(default_factory=OrderedDict)
+    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_LOADS_AT_ONCE))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def peek(self, series_id: str, version: int | None) -> LoadedModel | None:
+        """The model if it is in memory and fresh; the whole way of a warm request."""
+        key = (series_id, version)
+        entry = self._entries.get(key)
+        if entry is None or entry.expires <= self.clock():
+            return None
+        self._entries.move_to_end(key)
+        self.statistics.hits += 1
+        return entry.loaded
+
+    async def get(self, series_id: str, version: int | None) -> LoadedModel:
+        """The model, loaded if need be.
+
+        Raises:
+            AppError: MODEL_NOT_FOUND or INVALID_VERSION.
+            DependencyUnavailableError: it is not in memory and cannot be loaded now.
+        """
+        if loaded := self.peek(series_id, version):
+            return loaded
+        key = (series_id, version)
+        self.statistics.misses += 1
+        if absent := self._absent.get(key):
+            expires, error = absent
+            if expires > self.clock():
+                # A new one each time: an exception that is raised again and again collects tracebacks.
+                raise AppError(error.code, error.message, error.details)
+            del self._absent[key]
+        try:
+            return await self._join(key)
+        except DependencyUnavailableError:
+            entry = self._entries.get(key)
+            if entry is None:
+                raise
+            entry.expires = self.clock() + self.retry_seconds
+            self.statistics.stale_answers += 1
+            return entry.loaded
+
+    def refresh(self, series_id: str) -> None:
+        """The version in production may have changed: ask again now if the model is in memory, else at its next use."""
+        key = (series_id, None)
+        self._absent.pop(key, None)
+        if load := self._loads.get(key):
+            load.outdated = True
+        elif key in self._entries:
+            self._start(key)
+
+    def expire_all(self) -> None:
+        """Changes may have been missed: ask the registry again at the next use of each model in production."""
+        self._absent.clear()
+        now = self.clock()
+        for (_, version), entry in self._entries.items():
+            if version is None:
+                entry.expires = now
+        for load in self._loads.values():
+            load.outdated = True
+
+    def evict(self, series_id: str) -> int:
+        """Drop all versions of a series from memory; returns how many there were."""
+        keys = [key for key in self._entries if key[0] == series_id]
+        for key in keys:
+            self._drop(key)
+        return len(keys)
+
+    def state(self) -> list[tuple[str, int | None, LoadedModel]]:
+        """Series, version asked for and model of everything in memory, most recently used first."""
+        return [(series_id, version, entry.loaded) for (series_id, version), entry in reversed(self._entries.items())]
+
+    async def close(self) -> None:
+        """Abandon the loads under way."""
+        tasks = [load.task for load in self._loads.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _join(self, key: Key) -> LoadedModel:
+        """Wait for the load under way, or start one. A request that goes away does not take the load of others with it."""
+        load = self._loads.get(key) or self._start(key)
+        return await asyncio.shield(load.task)
+
+    def _start(self, key: Key) -> _Load:
+        load = _Load(asyncio.create_task(self._load(key), name=f"load {key[0]}"))
+        # Retrieves the exception: nobody may be waiting any more.
+        load.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._loads[key] = load
+        return load
+
+    async def _load(self, key: Key) -> LoadedModel:
+        series_id, version = key
+        start = time.perf_counter()
+        try:
+            async with self._slots:
+                while True:
+                    self._loads[key].outdated = False
+                    entry = self._entries.get(key)
+                    loaded = await self.loader.load(series_id, version, entry.loaded if entry else None)
+                    if not self._loads[key].outdated:
+                        break
+        except DependencyUnavailableError:
+            self.statistics.load_failures += 1
+            raise
+        except AppError as error:
+            self._drop(key)
+            self._absent[key] = (self.clock() + self.negative_seconds, error)
+            if len(self._absent) > _ABSENT_KEPT:
+                self._absent.popitem(last=False)
+            raise
+        except Exception:
+            self.statistics.load_failures += 1
+            logger.exception("unexpected error while loading", extra={"series_id": series_id, "version": version})
+            raise
+        else:
+            self.statistics.loads += 1
+            self.statistics.load_seconds += time.perf_counter() - start
+            self._store(key, loaded)
+            return loaded
+        finally:
+            del self._loads[key]
+
+    def _store(self, key: Key, loaded: LoadedModel) -> None:
+        self._drop(key)
+        lifetime = self.ttl_seconds * (1 + random.uniform(-self.ttl_jitter, self.ttl_jitter))
+        self._entries[key] = _Entry(loaded, self.clock() + lifetime)
+        self.nbytes += loaded.model.nbytes
+        while self.nbytes > self.max_bytes:
+            self._drop(next(iter(self._entries)))
+            self.statistics.evictions += 1
+
+    def _drop(self, key: Key) -> None:
+        if entry := self._entries.pop(key, None):
+            self.nbytes -= entry.loaded.model.nbytes

@@ -1,0 +1,203 @@
+"""From points to predictions: the model where there is one, the fallback where only its statistics are known."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from anomaly_detection.contracts import is_series_id
+from anomaly_detection.errors import AppError, DependencyUnavailableError, ErrorCode
+from anomaly_detection.scoring import FALLBACK_THRESHOLD, fallback_score
+from anomaly_detection.series import LATEST_TIMESTAMP, read_points
+
+from anomaly_detector.cache import ModelCache
+from anomaly_detector.loader import LoadedModel, ModelLoader, Statistics
+
+SOURCE_MODEL = "model"
+SOURCE_FALLBACK = "fallback"
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_NUMBERS = (int, float)
+
+
+@dataclass(slots=True)
+class Answers:
+    """How many points each source has answered since the start."""
+
+    model: int = 0
+    fallback: int = 0
+
+
+class Predictor:
+    """Scores points of series.
+
+    Args:
+        cache: models in memory.
+        loader: asked for statistics when a model cannot be loaded.
+        max_points: points that one request may have.
+    """
+
+    def __init__(self, cache: ModelCache, loader: ModelLoader, max_points: int) -> None:
+        self._cache = cache
+        self._loader = loader
+        self._max_points = max_points
+        self.answers = Answers()
+
+    async def predict_one(self, series_id: str, version: int | None, point: Any) -> dict[str, Any]:
+        """The prediction for one point.
+
+        Args:
+            series_id: the series.
+            version: of its model; None for the one in production.
+            point: as a JSON parser returned it.
+
+        Raises:
+            AppError: INVALID_INPUT, INVALID_TIMESTAMP, MODEL_NOT_FOUND, INVALID_VERSION, SERVICE_UNAVAILABLE.
+        """
+        if not _is_point(point):
+            read_points([point], min_points=1, max_points=1)  # says what is wrong with it
+        value = point["value"]
+        scorer = self._cache.peek(series_id, version) or await self._scorer(series_id, version)
+        if isinstance(scorer, LoadedModel):
+            self.answers.model += 1
+            model = scorer.model
+            score = model.score_one(value)
+            threshold, is_anomaly, source = model.threshold, score > model.threshold, SOURCE_MODEL
+        else:
+            self.answers.fallback += 1
+            scores, flags = fallback_score([value], scorer.mean, scorer.std)
+            score, threshold, is_anomaly, source = float(scores[0]), FALLBACK_THRESHOLD, bool(flags[0]), SOURCE_FALLBACK
+        return {
+            "series_id": series_id,
+            "timestamp": point["timestamp"],
+            "value": value,
+            "anomaly_score": score,
+            "threshold": threshold,
+            "is_anomaly": is_anomaly,
+            "model_version": scorer.version,
+            "source": source,
+        }
+
+    async def predict_batch(self, series_id: str, version: int | None, data: Any) -> dict[str, Any]:
+        """The predictions for the points of one series, in their order.
+
+        Args:
+            series_id: the series.
+            version: of its model; None for the one in production.
+            data: list of points as a JSON parser returned it.
+
+        Raises:
+            AppError: as `predict_one`.
+        """
+        values = read_points(data, min_points=1, max_points=self._max_points).values
+        scorer = self._cache.peek(series_id, version) or await self._scorer(series_id, version)
+        if isinstance(scorer, LoadedModel):
+            self.answers.model += len(values)
+            scores: Any = scorer.model.score(values)
+            flags = scorer.model.is_anomaly(scores)
+            threshold, source = scorer.model.threshold, SOURCE_MODEL
+        else:
+            self.answers.fallback += len(values)
+            scores, flags = fallback_score(values, scorer.mean, scorer.std)
+            threshold, source = FALLBACK_THRESHOLD, SOURCE_FALLBACK
+        return {
+            "series_id": series_id,
+            "model_version": scorer.version,
+            "source": source,
+            "threshold": threshold,
+            "predictions": [
+                {"timestamp": point["timestamp"], "value": point["value"], "anomaly_score": score, "is_anomaly": flag}
+                for point, score, flag in zip(data, scores.tolist(), flags.tolist(), strict=True)
+            ],
+        }
+
+    async def predict_many(self, bodies: Any) -> dict[str, Any]:
+        """The predictions for several series; what is wrong with one of them is told in its place.
+
+        Args:
+            bodies: by series, the body of `predict_one` or `{"data": …}` of `predict_batch`.
+
+        Raises:
+            AppError: INVALID_INPUT where `bodies` is no such mapping or all of it has too many points.
+        """
+        if not isinstance(bodies, dict) or not bodies:
+            raise AppError(
+                ErrorCode.INVALID_INPUT,
+                "`series` must be an object with at least one series",
+                [{"field": "series", "reason": "not an object with at least one member"}],
+            )
+        points = sum(len(body["data"]) if _is_batch(body) else 1 for body in bodies.values())
+        if points > self._max_points:
+            raise AppError(
+                ErrorCode.INVALID_INPUT,
+                f"{points} points are more than the {self._max_points} allowed in one request",
+                [{"field": "series", "reason": f"at most {self._max_points} points in all"}],
+            )
+        results = await asyncio.gather(*(self._predict_member(series_id, body) for series_id, body in bodies.items()))
+        return dict(zip(bodies, results, strict=True))
+
+    async def _predict_member(self, series_id: str, body: Any) -> dict[str, Any]:
+        try:
+            check_series_id(series_id)
+            if isinstance(body, dict) and body.keys() == {"data"}:
+                return await self.predict_batch(series_id, None, body["data"])
+            return await self.predict_one(series_id, None, body)
+        except AppError as error:
+            return {"error": {"code": error.code, "message": error.message, "details": error.details}}
+
+    async def _scorer(self, series_id: str, version: int | None) -> LoadedModel | Statistics:
+        """What is not in memory: the model, loaded now, or else what is known of it."""
+        try:
+            return await self._cache.get(series_id, version)
+        except DependencyUnavailableError:
+            if statistics := self._loader.statistics(series_id, version):
+                return statistics
+            raise
+
+
+def check_series_id(series_id: str) -> None:
+    """Refuse what is not a series identifier.
+
+    Raises:
+        AppError: INVALID_INPUT.
+    """
+    if not is_series_id(series_id):
+        raise AppError(
+            ErrorCode.INVALID_INPUT,
+            "a series identifier has 1 to 128 letters, digits and `_`",
+            [{"field": "series_id", "reason": f"{series_id[:150]!r} is not one"}],
+        )
+
+
+def parse_version(text: str | None) -> int | None:
+    """The `version` of a query; None where none is given.
+
+    Raises:
+        AppError: INVALID_VERSION when it is not a positive whole number.
+    """
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
+        raise AppError(ErrorCode.INVALID_VERSION, f"a version is a positive whole number, not {text[:50]!r}", status=422)
+    return int(text)
+
+
+def _is_point(point: Any) -> bool:
+    """Whether `point` is well formed; the quick way for single predictions, `read_points` being made for many points."""
+    if type(point) is not dict or len(point) != 2:
+        return False
+    timestamp, value = point.get("timestamp"), point.get("value")
+    return (
+        type(timestamp) in _NUMBERS
+        and type(value) in _NUMBERS
+        and 0 <= timestamp <= LATEST_TIMESTAMP
+        and math.fabs(value) <= _FLOAT32_MAX
+    )
+
+
+def _is_batch(body: Any) -> bool:
+    return isinstance(body, Mapping) and isinstance(body.get("data"), list)

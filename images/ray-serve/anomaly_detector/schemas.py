@@ -1,0 +1,80 @@
+"""What the routes read and answer, for the OpenAPI document and its examples."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from anomaly_detection.contracts import Point
+from pydantic import BaseModel, Field
+
+PointRequest = Point
+
+
+class BatchRequest(BaseModel):
+    """Points of one series with strictly increasing timestamps, 32,768 at most."""
+
+    data: list[dict[str, float]] = Field(
+        min_length=1, examples=[[{"timestamp": 1700000000, "value": 0.12}, {"timestamp": 1700000300, "value": 9.5}]]
+    )
+
+
+class ManyRequest(BaseModel):
+    """By series identifier, a point or `{"data": […]}` with points; 32,768 points at most in all."""
+
+    series: dict[str, dict[str, Any]] = Field(
+        min_length=1,
+        examples=[
+            {
+                "sensor_1_x": {"timestamp": 1700000000, "value": 0.12},
+                "sensor_1_y": {"data": [{"timestamp": 1700000000, "value": 0.3}]},
+            }
+        ],
+    )
+
+
+class WarmRequest(BaseModel):
+    """Series whose models are to be loaded."""
+
+    series: list[str] = Field(examples=[["sensor_1_x", "sensor_1_y"]])
+
+
+class Scored(BaseModel):
+    """A point and its score."""
+
+    timestamp: float
+    value: float
+    anomaly_score: float = Field(description="in (0, 1] from the model, [0, 1] from the fallback; higher is more anomalous")
+    is_anomaly: bool = Field(description="the score is greater than the threshold")
+
+
+class Prediction(Scored):
+    """Answer for one point."""
+
+    series_id: str
+    threshold: float
+    model_version: int
+    source: Literal["model", "fallback"] = Field(
+        description="fallback: the model cannot be read at the moment, |value - mean| > 3 std decides"
+    )
+
+
+class BatchPrediction(BaseModel):
+    """Answer for points of one series; predictions have the order of the points."""
+
+    series_id: str
+    model_version: int
+    source: Literal["model", "fallback"]
+    threshold: float
+    predictions: list[Scored]
+
+
+class MemberError(BaseModel):
+    """Why a series has no prediction: the `error` part of the error envelope."""
+
+    error: dict[str, Any]
+
+
+class ManyPredictions(BaseModel):
+    """Answer for many series."""
+
+    results: dict[str, Prediction | BatchPrediction | MemberError]

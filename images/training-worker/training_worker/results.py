@@ -1,0 +1,32 @@
+"""What the training process answers: apart from what it computes with, so that reading an answer imports neither."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class RegistryUnavailableError(Exception):
+    """MLflow, or the object store behind it, does not answer."""
+
+
+class UntrainableError(Exception):
+    """No attempt at this job can succeed; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A model version in the registry.
+
+    Attributes:
+        version: its number.
+        run_id: of the run it came from.
+        load_s: seconds the points took to be read.
+        fit_s: seconds the fit took; None when an earlier attempt had already registered this job's model.
+        register_s: seconds the registry took.
+    """
+
+    version: int
+    run_id: str
+    load_s: float
+    fit_s: float | None
+    register_s: float

@@ -1,0 +1,397 @@
+"""The life of a training job: taken from the broker, trained in another process, registered, announced, acknowledged.
+
+What ends how:
+
+- the job cannot succeed (its points are damaged, no model fits them): job `failed`, message acknowledged;
+- a dependency is away: the job waits for it, message in hand, for `outage_patience_seconds`, then goes back to the
+  queue;
+- anything else (the training process died, an error nobody expected): back to the queue; after the last delivery the
+  job is `failed` and the message goes to the dead-letter queue;
+- the worker is told to stop: the job is finished if that takes no longer than the grace period, else it goes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
+
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
+from pydantic import ValidationError
+
+from anomaly_detection.contracts import (
+    DELIVERY_LIMIT,
+    JOBS_QUEUE,
+    PRIORITY_QUEUE,
+    Job,
+    JobDurations,
+    JobStatus,
+    TrainingCompleted,
+    TrainingJob,
+    completed_routing_key,
+)
+from anomaly_detection.errors import DependencyUnavailableError, ErrorCode
+from anomaly_detection.jobs import Claim
+from anomaly_detection.logging import set_request_id
+from anomaly_detection.object_store import ObjectNotFoundError
+from training_worker.metrics import Metrics
+from training_worker.results import RegistryUnavailableError, UntrainableError
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_RETRY_SECONDS = 15.0
+_DELIVERY_COUNT = "x-delivery-count"
+
+T = TypeVar("T")
+
+
+class Delivery(Protocol):
+    """What the worker needs of a message of the broker."""
+
+    body: bytes
+    headers: dict[str, Any]
+    redelivered: bool | None
+
+    async def ack(self) -> None: ...
+    async def nack(self, *, requeue: bool = True) -> None: ...
+
+
+class Jobs(Protocol):
+    """What the worker needs of `anomaly_detection.jobs.JobStore`."""
+
+    async def claim(self, message: TrainingJob, redelivered: bool) -> Claim: ...
+    async def succeed(
+        self,
+        message: TrainingJob,
+        attempt: int,
+        model_version: int,
+        run_id: str,
+        durations: JobDurations,
+        promote: Callable[[], Awaitable[None]],
+    ) -> Job | None: ...
+    async def fail(self, job_id: Any, attempt: int | None, code: str, text: str) -> bool: ...
+    async def give_back(self, job_id: Any, attempt: int) -> None: ...
+
+
+class Store(Protocol):
+    """What the worker needs of `anomaly_detection.object_store.ObjectStore`."""
+
+    async def get(self, key: str) -> bytes: ...
+
+
+class Publisher(Protocol):
+    """What the worker needs of `anomaly_detection.broker.Broker`."""
+
+    async def publish(
+        self, routing_key: str, body: bytes, *, message_id: str, headers: dict[str, str] | None = None
+    ) -> None: ...
+
+
+class Training(Protocol):
+    """What the worker needs of `training_worker.process.TrainingProcess`."""
+
+    async def call(self, method: str, *arguments: Any, request_id: str = "") -> Any: ...
+    def kill(self) -> None: ...
+
+
+class JobFailedError(Exception):
+    """The job cannot succeed, however often it is tried."""
+
+
+class OwnershipLostError(Exception):
+    """Another worker has the job by now."""
+
+
+class Worker:
+    """Trains one job at a time.
+
+    Args:
+        jobs: the jobs' states.
+        store: the jobs' points.
+        publisher: for the events.
+        training: the training process.
+        metrics: of this worker.
+        versions_kept: versions of a model that stay in the registry.
+        outage_patience_seconds: how long a job waits for a dependency.
+        retry_seconds: the first pause before something is tried again; it doubles from there.
+    """
+
+    def __init__(
+        self,
+        *,
+        jobs: Jobs,
+        store: Store,
+        publisher: Publisher,
+        training: Training,
+        metrics: Metrics,
+        versions_kept: int,
+        outage_patience_seconds: float,
+        retry_seconds: float = 1.0,
+    ) -> None:
+        self._jobs = jobs
+        self._store = store
+        self._publisher = publisher
+        self._training = training
+        self._metrics = metrics
+        self._versions_kept = versions_kept
+        self._patience = outage_patience_seconds
+        self._retry_seconds = retry_seconds
+        self._turns = asyncio.Condition()
+        self._busy = False
+        self._waiting = {True: 0, False: 0}
+        self._in_hand: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    @property
+    def queues(self) -> dict[str, Callable[[Any], Awaitable[None]]]:
+        """The queues to consume, and what takes their messages."""
+
+        async def standard(delivery: Delivery) -> None:
+            self._take(delivery, priority=False)
+
+        async def priority(delivery: Delivery) -> None:
+            self._take(delivery, priority=True)
+
+        return {JOBS_QUEUE: standard, PRIORITY_QUEUE: priority}
+
+    def _take(self, delivery: Delivery, priority: bool) -> None:
+        """Handle a message in a task of our own.
+
+        The client library would cancel its task when the connection breaks, but the training is worth finishing then:
+        the message comes again and finds its job done.
+        """
+        task = asyncio.create_task(self._in_turn(delivery, priority))
+        self._in_hand.add(task)
+        task.add_done_callback(self._in_hand.discard)
+
+    async def _in_turn(self, delivery: Delivery, priority: bool) -> None:
+        """Handle a message when no other is being handled; of two that wait, the one with priority goes first."""
+        async with self._turns:
+            self._waiting[priority] += 1
+            try:
+                await self._turns.wait_for(lambda: not self._busy and (priority or not self._waiting[True]))
+            finally:
+                self._waiting[priority] -= 1
+            self._busy = True
+        try:
+            if self._stopping:
+                await _settle(delivery.nack(requeue=True))
+            else:
+                await self.handle(delivery)
+        finally:
+            async with self._turns:
+                self._busy = False
+                self._turns.notify_all()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Finish the job in hand within the grace period, or return it to the queue."""
+        self._stopping = True
+        if not self._in_hand:
+            return
+        logger.info("finishing the job in hand", extra={"grace_seconds": grace_seconds})
+        _, late = await asyncio.wait(set(self._in_hand), timeout=grace_seconds)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
+    async def handle(self, delivery: Delivery) -> None:
+        """Work on one message to its end: acknowledged, returned or dead-lettered; never raises but when cancelled."""
+        try:
+            message = TrainingJob.model_validate_json(delivery.body)
+        except ValidationError:
+            # Nobody's job: it cannot be failed, only kept for a look.
+            logger.exception("a message that is no training job goes to the dead-letter queue")
+            self._metrics.jobs.labels("unreadable").inc()
+            await _settle(delivery.nack(requeue=False))
+            return
+        set_request_id(message.request_id)
+        attempt: int | None = None
+        start = time.perf_counter()
+        outcome = "returned"
+        try:
+            claim = await self._patiently(lambda: self._jobs.claim(message, bool(delivery.redelivered)))
+            attempt = claim.attempt
+            if claim.attempt is not None:
+                outcome = await self._train(message, claim)
+            else:
+                outcome = await self._settled_before(message, claim)
+            await _settle(delivery.ack())
+        except JobFailedError as error:
+            outcome = "failed"
+            logger.warning("job failed", extra=_about(message, reason=str(error)))
+            await self._fail(message, attempt, str(error))
+            await _settle(delivery.ack())
+        except OwnershipLostError:
+            outcome = "lost"
+            logger.warning("another worker has the job by now", extra=_about(message))
+            await _settle(delivery.ack())
+        except asyncio.CancelledError:
+            logger.info("job returned to the queue", extra=_about(message))
+            self._training.kill()
+            await self._return(delivery, message, attempt)
+            raise
+        except Exception as error:
+            outcome = await self._retry_or_bury(delivery, message, attempt, error)
+        finally:
+            self._metrics.jobs.labels(outcome).inc()
+            self._metrics.seconds.labels("all").observe(time.perf_counter() - start)
+            set_request_id("")
+
+    async def _train(self, message: TrainingJob, claim: Claim) -> str:
+        """Train a job that was taken; returns the outcome for the metrics."""
+        attempt = claim.attempt
+        assert attempt is not None
+        started = datetime.now(UTC)
+        logger.info("job started", extra=_about(message, attempt=attempt, points=message.points))
+        clock = time.perf_counter()
+        try:
+            blob = await self._patiently(lambda: self._store.get(message.data_key))
+        except ObjectNotFoundError as error:
+            raise JobFailedError(f"the points are not in the object store: {error}") from error
+        fetched = time.perf_counter() - clock
+        registered = await self._patiently(lambda: self._call("train", message, message, blob, attempt > 1))
+        clock = time.perf_counter()
+
+        async def promote() -> None:
+            await self._call("promote", message, message.series_id, registered.version)
+
+        durations = JobDurations(
+            queued_s=round((started - message.created_at).total_seconds(), 4),
+            load_s=round(fetched + registered.load_s, 4),
+            fit_s=None if registered.fit_s is None else round(registered.fit_s, 4),
+            register_s=round(registered.register_s, 4),
+        )
+        job = await self._patiently(
+            lambda: self._jobs.succeed(message, attempt, registered.version, registered.run_id, durations, promote)
+        )
+        if job is None:
+            raise OwnershipLostError
+        self._metrics.seconds.labels("load").observe(fetched + registered.load_s)
+        self._metrics.seconds.labels("fit").observe(registered.fit_s or 0.0)
+        self._metrics.seconds.labels("register").observe(registered.register_s + time.perf_counter() - clock)
+        if job.status is not JobStatus.SUCCEEDED:
+            logger.info(
+                "a newer model is in production already", extra=_about(message, model_version=job.model_version)
+            )
+            return "superseded"
+        await self._announce(message, job)
+        logger.info(
+            "job succeeded",
+            extra=_about(
+                message, model_version=job.model_version, durations=job.durations.model_dump(exclude_none=True)
+            ),
+        )
+        await self._prune(message)
+        return "succeeded"
+
+    async def _settled_before(self, message: TrainingJob, claim: Claim) -> str:
+        """Deal with a message whose job is not there to be taken; returns the outcome for the metrics."""
+        logger.info("nothing to train", extra=_about(message, status=claim.status))
+        if claim.status is JobStatus.SUCCEEDED and claim.job is not None:
+            # The worker that trained it may have died before the event went out.
+            await self._announce(message, claim.job)
+        return "skipped"
+
+    async def _announce(self, message: TrainingJob, job: Job) -> None:
+        """Publish the event that the series has a new model."""
+        assert job.model_version is not None
+        event = TrainingCompleted(
+            job_id=message.job_id,
+            series_id=message.series_id,
+            model_version=job.model_version,
+            sequence=message.sequence,
+            request_id=message.request_id,
+            finished_at=job.finished_at or datetime.now(UTC),
+        )
+        await self._patiently(
+            lambda: self._publisher.publish(
+                completed_routing_key(message.series_id),
+                event.model_dump_json().encode(),
+                message_id=str(message.job_id),
+                headers={"x-request-id": message.request_id},
+            )
+        )
+
+    async def _prune(self, message: TrainingJob) -> None:
+        """Delete versions beyond those kept; what fails now is deleted after the next job of the series."""
+        try:
+            deleted = await self._call("prune", message, message.series_id, self._versions_kept)
+        except (DependencyUnavailableError, JobFailedError):
+            logger.warning("old versions stay for now", extra=_about(message))
+        else:
+            if deleted:
+                logger.info("old versions deleted", extra=_about(message, deleted=deleted))
+
+    async def _call(self, method: str, message: TrainingJob, *arguments: Any) -> Any:
+        """Call the training process, with its errors as this module knows them."""
+        try:
+            return await self._training.call(method, *arguments, request_id=message.request_id)
+        except RegistryUnavailableError as error:
+            logger.warning("the registry does not answer", extra=_about(message, reason=str(error)))
+            raise DependencyUnavailableError("registry") from error
+        except UntrainableError as error:
+            raise JobFailedError(str(error)) from error
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Call until the dependency it needs answers, or patience ends.
+
+        Raises:
+            DependencyUnavailableError: the dependency stayed away.
+        """
+        deadline = time.monotonic() + self._patience
+        pause = self._retry_seconds
+        while True:
+            try:
+                return await call()
+            except DependencyUnavailableError as error:
+                if time.monotonic() + pause > deadline:
+                    raise
+                logger.warning("waiting for a dependency", extra={"dependency": error.dependency, "seconds": pause})
+                self._metrics.waits.labels(error.dependency).inc()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_RETRY_SECONDS)
+
+    async def _retry_or_bury(
+        self, delivery: Delivery, message: TrainingJob, attempt: int | None, error: Exception
+    ) -> str:
+        """Return a message to the queue or, after its last delivery, to the dead-letter queue; returns the outcome."""
+        deliveries = int(delivery.headers.get(_DELIVERY_COUNT) or 0)
+        if deliveries < DELIVERY_LIMIT:
+            logger.exception("job returned to the queue", extra=_about(message, deliveries=deliveries + 1))
+            await asyncio.sleep(min(2.0**deliveries, _LONGEST_RETRY_SECONDS) * self._retry_seconds)
+            await self._return(delivery, message, attempt)
+            return "returned"
+        logger.exception("job given up: its message goes to the dead-letter queue", extra=_about(message))
+        await self._fail(
+            message, attempt, f"given up after {deliveries + 1} deliveries: {type(error).__name__}: {error}"
+        )
+        await _settle(delivery.nack(requeue=False))
+        return "dead_lettered"
+
+    async def _fail(self, message: TrainingJob, attempt: int | None, reason: str) -> None:
+        """Say in the job that it failed."""
+        with suppress(DependencyUnavailableError):
+            await self._jobs.fail(message.job_id, attempt, ErrorCode.TRAINING_FAILED, reason)
+
+    async def _return(self, delivery: Delivery, message: TrainingJob, attempt: int | None) -> None:
+        """Give job and message back."""
+        if attempt is not None:
+            # Without it the redelivered message would do as well; with it the job's state tells the truth meanwhile.
+            with suppress(DependencyUnavailableError):
+                await self._jobs.give_back(message.job_id, attempt)
+        await _settle(delivery.nack(requeue=True))
+
+
+async def _settle(answer: Awaitable[None]) -> None:
+    """Answer a message; when its channel is gone the broker has given it to somebody else already."""
+    with suppress(AMQPError, ChannelInvalidStateError, OSError):
+        await answer
+
+
+def _about(message: TrainingJob, **fields: Any) -> dict[str, Any]:
+    """Fields of a log line about a job."""
+    return {"job_id": str(message.job_id), "series_id": message.series_id, **fields}

@@ -1,0 +1,71 @@
+{{/* The umbrella's own pods, which run the tools image, as the library takes them. Takes {root, name}. */}}
+{{- define "ads.tool" -}}
+{{- dict "name" .name "app" .name "part" "tools" | toJson -}}
+{{- end }}
+
+{{/*
+Credentials the hook Job makes: a JSON list of {name, labels, keys: {key: {length} or {value}}}, without those that have an
+`existingSecret` and those nothing in the release needs.
+*/}}
+{{- define "ads.secretsSpecification" -}}
+{{- $credentials := dict -}}
+{{- if .Values.mlflow.postgresql.enabled -}}
+{{- $_ := set $credentials "databaseAdmin" (dict "postgres-password" (dict "length" 32)) -}}
+{{- $_ := set $credentials "mlflowDatabase" (dict "password" (dict "length" 32)) -}}
+{{- $_ := set $credentials "trainingDatabase" (dict "password" (dict "length" 32)) -}}
+{{- end -}}
+{{- if ne .Values.mlflow.objectStore.engine "external" -}}
+{{- $_ := set $credentials "objectStoreRoot" (dict "root-user" (dict "value" "admin") "root-password" (dict "length" 32)) -}}
+{{- range $credential, $user := dict "mlflowObjectStore" "mlflow" "trainingObjectStore" "training" "servingObjectStore" "serving" -}}
+{{- $_ := set $credentials $credential (dict "access-key-id" (dict "value" $user) "secret-access-key" (dict "length" 40)) -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.rabbitmq.enabled -}}
+{{- $passwords := dict -}}
+{{- range list "admin-password" "training-password" "serving-password" "erlang-cookie" -}}
+{{- $_ := set $passwords . (dict "length" 32) -}}
+{{- end -}}
+{{- $_ := set $credentials "broker" $passwords -}}
+{{- end -}}
+{{- $specification := list -}}
+{{- range $credential, $keys := $credentials -}}
+{{- if not (get (get $.Values.global.secrets $credential) "existingSecret") -}}
+{{- $labels := dict "app.kubernetes.io/part-of" "anomaly-detection-system" "app.kubernetes.io/instance" $.Release.Name "app.kubernetes.io/component" "credentials" -}}
+{{- $name := include "common.secretName" (dict "root" $ "credential" $credential) -}}
+{{- $specification = append $specification (dict "name" $name "labels" $labels "keys" $keys) -}}
+{{- end -}}
+{{- end -}}
+{{- toPrettyJson $specification -}}
+{{- end }}
+
+{{/* Names of the credentials that an external dependency makes the user's own, and what is missing of them fails the render. */}}
+{{- define "ads.requireExternalSettings" -}}
+{{- $secrets := .Values.global.secrets -}}
+{{- $needed := list -}}
+{{- if not .Values.mlflow.postgresql.enabled -}}
+{{- $needed = concat $needed (list "mlflowDatabase" "trainingDatabase") -}}
+{{- if eq .Values.global.database.host "postgresql-mlflow" -}}
+{{- fail "mlflow.postgresql.enabled=false needs global.database.host: the host of your PostgreSQL" -}}
+{{- end -}}
+{{- end -}}
+{{- if eq .Values.mlflow.objectStore.engine "external" -}}
+{{- $needed = concat $needed (list "mlflowObjectStore" "trainingObjectStore" "servingObjectStore") -}}
+{{- if contains "//minio-mlflow:" .Values.global.objectStore.endpointUrl -}}
+{{- fail "mlflow.objectStore.engine=external needs global.objectStore.endpointUrl: the URL of your S3 store" -}}
+{{- end -}}
+{{- end -}}
+{{- if not .Values.rabbitmq.enabled -}}
+{{- $needed = append $needed "broker" -}}
+{{- if eq .Values.global.broker.host "rabbitmq" -}}
+{{- fail "rabbitmq.enabled=false needs global.broker.host: the host of your RabbitMQ" -}}
+{{- end -}}
+{{- end -}}
+{{- if and (not .Values.mlflow.server.enabled) (contains "//mlflow-server:" .Values.global.mlflow.trackingUri) -}}
+{{- fail "mlflow.server.enabled=false needs global.mlflow.trackingUri: the URL of your MLflow tracking server" -}}
+{{- end -}}
+{{- range $needed -}}
+{{- if not (get (get $secrets .) "existingSecret") -}}
+{{- fail (printf "global.secrets.%s.existingSecret is needed: the chart cannot make credentials of an external service" .) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}

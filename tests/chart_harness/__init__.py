@@ -1,0 +1,39 @@
+"""A pytest plugin that proves a Helm chart: render once, sweep one property over every object.
+
+The parts, each usable without pytest:
+
+- `Chart`, `Scenario`, `Renderer` (`render`): run `helm template` once per distinct input and keep its answer.
+- `Manifests`, `Manifest`, `Pod`, `Container` (`objects`): the rendered objects, with selectors.
+- `SchemaStore` (`schemas`): strict validation against vendored schemas, with explanations.
+- `unresolved` (`references`): what a manifest refers to and nothing provides.
+- `restricted` (`security`): what Pod Security `restricted` would refuse.
+- `Exemptions` (`exemptions`): who may break a property, why, and whether that is still needed.
+
+`plugin` turns them into fixtures; see `docs/testing.md`.
+"""
+
+from chart_harness.exemptions import Exemptions
+from chart_harness.objects import Container, Manifest, Manifests, Pod
+from chart_harness.references import Given, unresolved
+from chart_harness.render import Chart, HelmError, Renderer, Scenario, Setup, find_helm
+from chart_harness.schemas import Problem, SchemaStore
+from chart_harness.security import restricted
+
+__all__ = [
+    "Chart",
+    "Container",
+    "Exemptions",
+    "Given",
+    "HelmError",
+    "Manifest",
+    "Manifests",
+    "Pod",
+    "Problem",
+    "Renderer",
+    "Scenario",
+    "SchemaStore",
+    "Setup",
+    "find_helm",
+    "restricted",
+    "unresolved",
+]

@@ -1,0 +1,215 @@
+"""The pytest side: fixtures that name what a test is about, swept over every scenario of a chart.
+
+A test asks for one of these and runs once for each:
+
+- `manifests`: all objects of one scenario; id `local`.
+- `manifest`: one object; id `local-Deployment/training-api`. `@pytest.mark.kinds("Service", …)` narrows it.
+- `pod`: one pod template, those inside custom resources included.
+- `container`: one container, init containers included; id `local-Deployment/training-api/api`.
+- `scenario`: one scenario, rendered or not.
+
+and may ask for `render` (a function of a `Scenario`, or of overrides on the first scenario), `renderings` (the objects
+of every scenario), `chart`, `renderer` and `manifests_of` (the objects rendered together with a given one).
+
+A `conftest.py` says what to render:
+
+    def pytest_chart_harness(config):
+        return Setup(chart=Path(...), scenarios=[...])
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chart_harness.objects import Container, Manifest, Manifests, Pod
+from chart_harness.render import Chart, Renderer, Scenario, Setup, find_helm
+
+SWEPT = ("scenario", "manifests", "manifest", "pod", "container")
+
+
+class Hooks:
+    """Hooks of this plugin."""
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_chart_harness(self, config: pytest.Config) -> Setup | None:
+        """The chart of this suite and the scenarios to sweep."""
+
+
+class Session:
+    """The chart of one pytest run, rendered when the first test that asks for it is collected."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self._chart: Chart | None = None
+        self._renderer: Renderer | None = None
+
+    @property
+    def chart(self) -> Chart:
+        """The chart as it was when first asked for."""
+        if self._chart is None:
+            self._chart = Chart(self.setup.chart)
+        return self._chart
+
+    @property
+    def renderer(self) -> Renderer:
+        """The one renderer of this process."""
+        if self._renderer is None:
+            self._renderer = Renderer(find_helm(self.setup.helm), cache_folder())
+        return self._renderer
+
+    def render(self, scenario: Scenario) -> Manifests:
+        """The objects of the chart in a scenario; raises `HelmError`."""
+        return self.renderer.render(self.chart, scenario)
+
+
+SESSION = pytest.StashKey[Session]()
+
+
+def cache_folder() -> Path:
+    """Where renderings are kept: `$CHART_HARNESS_CACHE`, else a folder of the user's cache."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("CHART_HARNESS_CACHE") or home / "chart-harness")
+
+
+def session_of(config: pytest.Config) -> Session:
+    """The session of a configuration; fails when no conftest describes a chart."""
+    session = config.stash.get(SESSION, None)
+    if session is None:
+        setup = config.hook.pytest_chart_harness(config=config)
+        if setup is None:
+            raise pytest.UsageError("no conftest.py implements pytest_chart_harness(config)")
+        session = config.stash[SESSION] = Session(setup)
+    return session
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Make `pytest_chart_harness` known."""
+    pluginmanager.add_hookspecs(Hooks)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the plugin's marker known."""
+    config.addinivalue_line("markers", "kinds(*names): narrow the fixture `manifest` to objects of these kinds")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Forget old renderings, once per run."""
+    chart = session.config.stash.get(SESSION, None)
+    if chart is not None and chart._renderer is not None and not hasattr(session.config, "workerinput"):
+        chart._renderer.prune()
+
+
+class _Refused:
+    """Stands for the subjects of a scenario that does not render; the test fails with helm's message."""
+
+    def __init__(self, error: AssertionError) -> None:
+        self.error = error
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Turn the names a test asks for into one test per subject."""
+    given = {
+        name.strip()
+        for mark in metafunc.definition.iter_markers("parametrize")
+        for name in (mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0])
+    }
+    asked = [name for name in SWEPT if name in metafunc.fixturenames and name not in given]
+    if not asked:
+        return
+    if len(asked) > 1:
+        raise pytest.UsageError(f"{metafunc.function.__name__} sweeps {' and '.join(asked)}; a test sweeps one thing")
+    name = asked[0]
+    session = session_of(metafunc.config)
+    kinds = {kind for mark in metafunc.definition.iter_markers("kinds") for kind in mark.args}
+    subjects: list[Any] = []
+    ids: list[str] = []
+    for scenario in session.setup.scenarios:
+        if name == "scenario":
+            subjects.append(scenario)
+            ids.append(scenario.name)
+            continue
+        try:
+            found = list(_subjects(name, session.render(scenario), kinds))
+        except AssertionError as error:
+            found = [("does-not-render", _Refused(error))]
+        subjects += [subject for _, subject in found]
+        ids += [f"{scenario.name}-{label}" if label else scenario.name for label, _ in found]
+    metafunc.parametrize(name, subjects, ids=ids, indirect=True)
+
+
+def _subjects(name: str, manifests: Manifests, kinds: set[str]) -> Iterator[tuple[str, Any]]:
+    chosen = manifests.by_kind(*kinds) if kinds else manifests
+    if name == "manifests":
+        yield "", chosen
+    elif name == "manifest":
+        yield from ((manifest.id, manifest) for manifest in chosen)
+    elif name == "pod":
+        yield from ((pod.id, pod) for pod in chosen.pods())
+    else:
+        yield from ((container.id, container) for container in chosen.containers())
+
+
+def _subject(request: pytest.FixtureRequest) -> Any:
+    if isinstance(request.param, _Refused):
+        pytest.fail(str(request.param.error), pytrace=False)
+    return request.param
+
+
+scenario = pytest.fixture(_subject, name="scenario")
+manifests = pytest.fixture(_subject, name="manifests")
+manifest = pytest.fixture(_subject, name="manifest")
+pod = pytest.fixture(_subject, name="pod")
+container = pytest.fixture(_subject, name="container")
+
+
+@pytest.fixture(scope="session")
+def chart(pytestconfig: pytest.Config) -> Chart:
+    """The chart under test."""
+    return session_of(pytestconfig).chart
+
+
+@pytest.fixture(scope="session")
+def renderer(pytestconfig: pytest.Config) -> Renderer:
+    """The renderer of this process."""
+    return session_of(pytestconfig).renderer
+
+
+@pytest.fixture(scope="session")
+def renderings(pytestconfig: pytest.Config) -> list[Manifests]:
+    """The objects of every scenario."""
+    session = session_of(pytestconfig)
+    return [session.render(scenario) for scenario in session.setup.scenarios]
+
+
+@pytest.fixture(scope="session")
+def render(pytestconfig: pytest.Config) -> Callable[..., Manifests]:
+    """Render a scenario, or the first scenario with overrides: `render(scenario)`, `render(a={"b": 1})`."""
+    session = session_of(pytestconfig)
+
+    def _render(scenario: Scenario | None = None, **overrides: Any) -> Manifests:
+        base = scenario or session.setup.scenarios[0]
+        if overrides:
+            base = Scenario(**{**vars(base), "overrides": {**base.overrides, **overrides}})
+        return session.render(base)
+
+    return _render
+
+
+@pytest.fixture
+def manifests_of(pytestconfig: pytest.Config) -> Callable[[Manifest | Pod | Container], Manifests]:
+    """All objects rendered together with a given object, pod or container."""
+    session = session_of(pytestconfig)
+    scenarios = {scenario.name: scenario for scenario in session.setup.scenarios}
+
+    def _manifests_of(subject: Manifest | Pod | Container) -> Manifests:
+        if isinstance(subject, Container):
+            subject = subject.pod
+        owner = subject.owner if isinstance(subject, Pod) else subject
+        return session.render(scenarios[owner.scenario])
+
+    return _manifests_of

@@ -1,0 +1,143 @@
+"""Strict validation of objects against vendored schemas: quick to pass, and clear when it fails."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import jsonschema_rs
+
+from chart_harness.objects import Manifest
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with an object.
+
+    Attributes:
+        path: where, as dotted keys with list positions; empty for the object itself.
+        message: what.
+    """
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class SchemaStore:
+    """Schemas of a folder; a definition named `apiVersion/kind` is the schema of that kind.
+
+    Args:
+        folder: `*.json` files, each with `definitions`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._validators: dict[str, jsonschema_rs.Validator] = {}
+
+    @cached_property
+    def _documents(self) -> dict[str, Mapping[str, Any]]:
+        """Kind -> the document that defines it."""
+        kinds: dict[str, Mapping[str, Any]] = {}
+        for file in sorted(self.folder.glob("*.json")):
+            document = json.loads(file.read_text())
+            for name in document["definitions"]:
+                if "/" in name:
+                    kinds[name] = document
+        return kinds
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Every known kind, as `apiVersion/kind`."""
+        return frozenset(self._documents)
+
+    def schema(self, kind: str) -> dict[str, Any]:
+        """The whole schema of a kind (`apps/v1/Deployment`), with its definitions."""
+        # A pointer writes the "/" of a name as "~1".
+        pointer = "#/definitions/" + kind.replace("~", "~0").replace("/", "~1")
+        return {"$ref": pointer, "definitions": self._documents[kind]["definitions"]}
+
+    def problems(self, manifest: Manifest | Mapping[str, Any]) -> list[Problem]:
+        """What is wrong with an object; empty when it is valid. An unknown kind is a problem."""
+        raw = manifest.raw if isinstance(manifest, Manifest) else manifest
+        kind = f"{raw.get('apiVersion')}/{raw.get('kind')}"
+        if kind not in self._documents:
+            return [Problem("", f"no schema for {kind}{_suggestion(kind, self.kinds)}")]
+        if kind not in self._validators:
+            self._validators[kind] = jsonschema_rs.Draft7Validator(self.schema(kind), validate_formats=True)
+        if self._validators[kind].is_valid(raw):
+            return []
+        return list(self._explained(kind, raw))
+
+    def _explained(self, kind: str, raw: Mapping[str, Any]) -> Iterator[Problem]:
+        """The same refusal in words; `jsonschema` tells more, and is only asked when there is something to tell."""
+        validator = jsonschema.Draft7Validator(self.schema(kind), format_checker=jsonschema.FormatChecker())
+        errors = sorted(validator.iter_errors(raw), key=lambda error: [str(part) for part in error.absolute_path])
+        for error in errors:
+            yield from _explain(error)
+        if not errors:
+            first = next(iter(self._validators[kind].iter_errors(raw)))
+            yield Problem(_path(first.instance_path), first.message)
+
+
+def _path(parts: Any) -> str:
+    text = ""
+    for part in parts:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _suggestion(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _explain(error: jsonschema.ValidationError) -> Iterator[Problem]:
+    path = _path(error.absolute_path)
+    if error.validator == "additionalProperties" and isinstance(error.schema, Mapping):
+        known = error.schema.get("properties", {})
+        for name in error.instance:
+            if name not in known:
+                yield Problem(f"{path}.{name}".lstrip("."), f"unknown field{_suggestion(name, known)}")
+    elif error.validator == "required":
+        for name in error.validator_value:
+            if name not in error.instance:
+                yield Problem(path, f"the field {name} is missing")
+    elif error.validator in ("anyOf", "oneOf") and error.context:
+        wanted = " or ".join(dict.fromkeys(_short(child) for child in error.context))
+        yield Problem(path, f"{_value(error.instance)} is not {wanted}")
+    else:
+        yield Problem(path, f"{_value(error.instance)} is not {_short(error)}")
+
+
+def _short(error: jsonschema.ValidationError) -> str:
+    """What a failed keyword asked for, to follow «… is not»."""
+    wanted = error.validator_value
+    match error.validator:
+        case "type":
+            return f"of type {wanted if isinstance(wanted, str) else ' or '.join(wanted)}"
+        case "enum":
+            return f"one of {', '.join(map(str, wanted))}"
+        case "const":
+            return f"{wanted!r}"
+        case "pattern":
+            return f"of the form {wanted}"
+        case "minimum":
+            return f"{wanted} or more"
+        case "maximum":
+            return f"{wanted} or less"
+        case _:
+            return f"valid: {error.message}"
+
+
+def _value(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

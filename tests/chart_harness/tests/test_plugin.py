@@ -1,0 +1,83 @@
+"""The plugin turns a fixture's name into one test per subject, in every process alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chart_harness.plugin import session_of
+
+pytest_plugins = ("pytester",)
+
+CONFTEST = """
+from pathlib import Path
+from chart_harness import Scenario, Setup
+
+pytest_plugins = ("chart_harness.plugin",)
+
+def pytest_chart_harness(config):
+    return Setup(
+        chart=Path({chart!r}),
+        scenarios=[Scenario("one"), Scenario("two", overrides={{"replicas": {replicas}}})],
+        helm=[Path(name) for name in {helm!r}],
+    )
+"""
+
+SWEEPS = """
+import pytest
+
+def test_scenario(scenario): ...
+def test_manifests(manifests): assert len(manifests) == 3
+def test_manifest(manifest): ...
+@pytest.mark.kinds("Service")
+def test_kinds(manifest, manifests_of): assert len(manifests_of(manifest)) == 3
+def test_pod(pod): ...
+def test_container(container): ...
+def test_render(render): assert render(replicas=3).one("Deployment", "web").at("spec.replicas") == 3
+"""
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A test suite of its own for the fixture chart."""
+    monkeypatch.setenv("CHART_HARNESS_CACHE", str(pytester.path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makepyfile(test_sweeps=SWEEPS)
+    _write_conftest(pytester, pytestconfig, replicas=2)
+    return pytester
+
+
+def _write_conftest(pytester: pytest.Pytester, config: pytest.Config, *, replicas: int) -> None:
+    chart = str(Path(__file__).parent / "fixture_chart")
+    helm = [str(path) for path in session_of(config).setup.helm]
+    pytester.makeconftest(CONFTEST.format(chart=chart, helm=helm, replicas=replicas))
+
+
+def test_names_sweep(suite: pytest.Pytester) -> None:
+    result = suite.runpytest_subprocess("-v", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=19)
+    result.stdout.fnmatch_lines_random(
+        [
+            "*test_scenario?one? PASSED*",
+            "*test_manifests?two? PASSED*",
+            "*test_manifest?one-Deployment/web? PASSED*",
+            "*test_kinds?two-Service/web? PASSED*",
+            "*test_container?one-Deployment/web/prepare? PASSED*",
+        ]
+    )
+
+
+def test_parallel_runs_give_the_same(suite: pytest.Pytester) -> None:
+    suite.runpytest_subprocess("-p", "xdist", "-n", "2", "-p", "no:cacheprovider").assert_outcomes(passed=19)
+
+
+def test_a_scenario_that_does_not_render_fails_its_tests_with_helms_message(
+    suite: pytest.Pytester, pytestconfig: pytest.Config
+) -> None:
+    _write_conftest(suite, pytestconfig, replicas=-1)
+    result = suite.runpytest_subprocess("-k", "test_manifest or test_container", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=6, errors=3)
+    result.stdout.fnmatch_lines(["*helm does not render fixture_chart for «two»*", "*replicas must not be negative*"])
+    result.stdout.no_fnmatch_line("*Traceback*")

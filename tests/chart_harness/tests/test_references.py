@@ -1,0 +1,132 @@
+"""A reference that nothing provides is found, whatever it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from chart_harness import Chart, Exemptions, Given, Manifests, Renderer, Scenario, restricted, unresolved
+
+POD = """---
+# Source: c/templates/pod.yaml
+apiVersion: v1
+kind: Pod
+metadata: {name: pod}
+spec:
+  %s
+  containers:
+    - name: main
+      %s
+"""
+
+
+def test_the_fixture_chart_is_whole(empty_renderer: Renderer, fixture_files: Chart) -> None:
+    objects = empty_renderer.render(fixture_files, Scenario("base"))
+    assert [problem for manifest in objects for problem in unresolved(manifest, objects, Given())] == []
+
+
+def test_a_selector_that_matches_nothing_is_found(empty_renderer: Renderer, fixture_files: Chart) -> None:
+    objects = empty_renderer.render(fixture_files, Scenario("base", overrides={"label": "other"}))
+    problems = {manifest.id: unresolved(manifest, objects, Given()) for manifest in objects}
+    assert problems["Deployment/web"] == ["spec.selector: its own pods do not carry app=web"]
+    assert problems["Service/web"] == ["spec.selector: no pod carries app=web"]
+
+
+@pytest.mark.parametrize(
+    ("pod_part", "container_part", "problem"),
+    [
+        ("serviceAccountName: who", "image: a", "spec.serviceAccountName: there is no ServiceAccount who"),
+        (
+            "restartPolicy: Never",
+            "env: [{name: A, valueFrom: {secretKeyRef: {name: known, key: absent}}}]",
+            "container main, env A: the Secret known has no key absent (it has key)",
+        ),
+        (
+            "restartPolicy: Never",
+            "env: [{name: A, valueFrom: {secretKeyRef: {name: other, key: key}}}]",
+            "container main, env A: there is no Secret other",
+        ),
+        ("restartPolicy: Never", "envFrom: [{configMapRef: {name: other}}]", "envFrom: there is no ConfigMap other"),
+        (
+            "volumes: [{name: v, persistentVolumeClaim: {claimName: other}}]",
+            "volumeMounts: [{name: v, mountPath: /v}]",
+            "there is no PersistentVolumeClaim other",
+        ),
+        (
+            "volumes: [{name: v, projected: {sources: [{secret: {name: other}}]}}]",
+            "volumeMounts: [{name: v, mountPath: /v}]",
+            "projected.sources[0].secret: there is no Secret other",
+        ),
+        ("volumes: [{name: v, emptyDir: {}}]", "image: a", "no container mounts the volume v"),
+        ("restartPolicy: Never", "volumeMounts: [{name: v, mountPath: /v}]", "mounts the volume v, which the pod does"),
+        (
+            "restartPolicy: Never",
+            "livenessProbe: {httpGet: {port: http}}",
+            "livenessProbe: it has no port named http (it has none)",
+        ),
+    ],
+)
+def test_a_reference_to_nothing_is_found(pod_part: str, container_part: str, problem: str) -> None:
+    objects = Manifests.parse(POD % (pod_part, container_part))
+    problems = unresolved(objects[0], objects, Given(secrets={"known": ("key",)}))
+    assert any(problem in found for found in problems), problems
+
+
+def test_an_optional_reference_may_lead_nowhere() -> None:
+    source = "env: [{name: A, valueFrom: {secretKeyRef: {name: other, key: key, optional: true}}}]"
+    objects = Manifests.parse(POD % ("restartPolicy: Never", source))
+    assert unresolved(objects[0], objects, Given()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("kind: StatefulSet\nmetadata: {name: a}\nspec: {serviceName: b, template: {spec: {containers: []}}}",
+         "spec.serviceName: there is no Service b"),
+        ("kind: HorizontalPodAutoscaler\nmetadata: {name: a}\nspec: {scaleTargetRef: {kind: Deployment, name: b}}",
+         "there is no Deployment b"),
+        ("kind: PodDisruptionBudget\nmetadata: {name: a}\nspec: {selector: {matchLabels: {app: b}}}",
+         "no pod carries app=b"),
+        ("kind: RoleBinding\nmetadata: {name: a}\nroleRef: {kind: Role, name: b}", "roleRef: there is no Role b"),
+        ("kind: Ingress\nmetadata: {name: a}\nspec: {rules: [{http: {paths: [{backend: {service: {name: b}}}]}}]}",
+         "there is no Service b"),
+    ],
+)  # fmt: skip
+def test_an_object_that_points_nowhere_is_found(text: str, problem: str) -> None:
+    objects = Manifests.parse(f"---\n# Source: c/templates/a.yaml\n{text}\n")
+    problems = unresolved(objects[0], objects, Given())
+    assert any(problem in found for found in problems), problems
+
+
+def test_restricted_accepts_the_fixture_and_refuses_each_weakness(
+    empty_renderer: Renderer, fixture_files: Chart
+) -> None:
+    (pod,) = empty_renderer.render(fixture_files, Scenario("base")).pods()
+    assert restricted(pod) == []
+    for pod_part, container_part, problem in [
+        ("hostNetwork: true", "image: a", "hostNetwork is true"),
+        (
+            "volumes: [{name: v, hostPath: {path: /}}]",
+            "image: a",
+            "the volume v is of a kind that is not allowed: hostPath",
+        ),
+        ("restartPolicy: Never", "image: a", "main: allowPrivilegeEscalation is not false"),
+        ("restartPolicy: Never", "image: a", "main: runAsNonRoot is not true"),
+        ("restartPolicy: Never", "image: a", "main: capabilities.drop does not name ALL"),
+        ("restartPolicy: Never", "image: a", "main: seccompProfile is not set"),
+        ("restartPolicy: Never", "securityContext: {runAsUser: 0}", "main: runs as user 0"),
+        ("restartPolicy: Never", "securityContext: {privileged: true}", "main: privileged is true"),
+        ("restartPolicy: Never", "ports: [{containerPort: 1, hostPort: 1}]", "main: takes the host port 1"),
+    ]:
+        (weak,) = Manifests.parse(POD % (pod_part, container_part)).pods()
+        assert any(problem in found for found in restricted(weak)), problem
+
+
+def test_an_exemption_excuses_and_goes_stale() -> None:
+    exemptions = Exemptions({"probes": {"Deployment/a": "the operator adds them"}})
+    exemptions.check("probes", "Deployment/a", ["it has none"])
+    with pytest.raises(AssertionError, match="Deployment/b: probes\n  - it has none"):
+        exemptions.check("probes", "Deployment/b", ["it has none"])
+    with pytest.raises(AssertionError, match="nothing to be excused: remove it"):
+        exemptions.check("probes", "Deployment/a", [])
+    with pytest.raises(ValueError, match="needs a reason"):
+        Exemptions({"probes": {"Deployment/a": "because"}})

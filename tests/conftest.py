@@ -1,0 +1,27 @@
+"""What the whole suite shares: the chart and its scenarios."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chart_harness import Scenario, Setup
+from ci import paths
+
+pytest_plugins = ("chart_harness.plugin",)
+
+RELEASE = "ads"
+NAMESPACE = "ml-dev"
+
+
+def scenarios() -> list[Scenario]:
+    """The chart's own defaults, and every values file of `values/`."""
+    files: list[tuple[str, tuple[Path, ...]]] = [("defaults", ())]
+    files += [(file.stem, (file,)) for file in sorted((paths.REPOSITORY / "values").glob("*.yaml"))]
+    return [Scenario(name, values, release=RELEASE, namespace=NAMESPACE) for name, values in files]
+
+
+def pytest_chart_harness(config: pytest.Config) -> Setup:
+    """Render the umbrella chart, with the helm that `make up` and `make test` install."""
+    return Setup(chart=paths.REPOSITORY, scenarios=scenarios(), helm=[paths.BIN / "helm"])

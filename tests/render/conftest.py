@@ -1,0 +1,101 @@
+"""What the chart is given by its surroundings, and who may break which property."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chart_harness import Container, Exemptions, Given, Manifest, Manifests, Pod, SchemaStore
+from chart_harness.objects import load_yaml
+from ci import paths
+
+EXEMPTIONS = Path(__file__).with_name("exemptions.yaml")
+
+
+def kuberay_labels(pod: Pod) -> dict[str, str | None]:
+    """Labels that KubeRay adds to a pod of a RayService."""
+    if pod.owner.kind != "RayService":
+        return {}
+    return {
+        "ray.io/is-ray-node": "yes",
+        "ray.io/node-type": "head" if "headGroupSpec" in pod.path else "worker",
+        **dict.fromkeys(("ray.io/cluster", "ray.io/group", "ray.io/identifier", "ray.io/serve")),
+        "ray.io/originated-from-cr-name": pod.owner.name,
+    }
+
+
+@pytest.fixture(scope="session")
+def schemas() -> SchemaStore:
+    """The vendored schemas of Kubernetes and KubeRay."""
+    return SchemaStore(paths.REPOSITORY / "tests" / "schemas")
+
+
+@pytest.fixture(scope="session")
+def exemptions() -> Exemptions:
+    """Who may break a property, and why."""
+    return Exemptions(load_yaml(EXEMPTIONS.read_text()) or {})
+
+
+def _made_secrets(manifests: Manifests) -> dict[str, set[str]]:
+    made: dict[str, set[str]] = {}
+    for config_map in manifests.by_kind("ConfigMap"):
+        for text in config_map.at("data", {}).values():
+            try:
+                entries = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(entries, list) and all(isinstance(entry, dict) and "keys" in entry for entry in entries):
+                made |= {entry["name"]: set(entry["keys"]) for entry in entries}
+    return made
+
+
+@pytest.fixture(scope="session")
+def made_secrets() -> Callable[[Manifests], dict[str, set[str]]]:
+    """Secret name -> keys, of the Secrets that the hook Job makes: it is told by a JSON list in a ConfigMap."""
+    return _made_secrets
+
+
+def own_secrets(values: Any) -> set[str]:
+    """Names of Secrets that the user of a values file has made: every `existingSecret`."""
+    if not isinstance(values, dict):
+        return set()
+    named = {values["existingSecret"]} if values.get("existingSecret") else set()
+    return named.union(*(own_secrets(value) for value in values.values()))
+
+
+@pytest.fixture
+def given(
+    manifests_of: Callable[[Manifest | Pod | Container], Manifests], scenario_values: Callable[[str], dict[str, Any]]
+) -> Callable[[Manifest | Pod | Container], Given]:
+    """What exists beside the objects that were rendered together with a given one."""
+
+    def _given(subject: Manifest | Pod | Container) -> Given:
+        manifests = manifests_of(subject)
+        services = {f"{m.name}-serve-svc": (8000,) for m in manifests.by_kind("RayService")}
+        return Given(
+            secrets={**dict.fromkeys(own_secrets(scenario_values(manifests.scenario))), **_made_secrets(manifests)},
+            operator_labels=kuberay_labels,
+            operator_services=services,
+        )
+
+    return _given
+
+
+@pytest.fixture(scope="session")
+def scenario_values(pytestconfig: pytest.Config) -> Callable[[str], dict[str, Any]]:
+    """The content of a scenario's last values file."""
+    files = {
+        scenario.name: scenario.values
+        for scenario in pytestconfig.hook.pytest_chart_harness(config=pytestconfig).scenarios
+    }
+
+    @functools.cache
+    def content(name: str) -> dict[str, Any]:
+        return load_yaml(files[name][-1].read_text()) if files[name] else {}
+
+    return content
