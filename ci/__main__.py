@@ -147,9 +147,7 @@ def test_fast() -> int:
     """Formatter, linter, types, unit tests and render assertions: no cluster, no root."""
     with console.stage("Programs and packages for the tests"):
         host.check_basics()
-        host.check_registries(
-            go=bool(programs.missing(["helm"])), python=not python_environment.ready(), debian=False
-        )
+        host.check_registries(go=bool(programs.missing(["helm"])), python=not python_environment.ready(), debian=False)
         programs.build(["helm"])
         python_environment.ensure()
     for name, words in (

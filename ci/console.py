@@ -1,4 +1,4 @@
-"""What a person sees: stages with their progress and time, commands with their log, and failures that say what to do."""
+"""What a person sees: stages with their progress and time, commands with their log, failures with what to do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ class Timings:
     def write(self, path: Path) -> None:
         """Write the stages to `path` as JSON: a list of `{"stage", "seconds"}`."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps([{"stage": name, "seconds": round(s, 1)} for name, s in self.stages], indent=1) + "\n")
+        path.write_text(
+            json.dumps([{"stage": name, "seconds": round(s, 1)} for name, s in self.stages], indent=1) + "\n"
+        )
 
 
 timings = Timings()
@@ -153,7 +155,9 @@ def output(command: Sequence[str | Path], *, env: Mapping[str, str] | None = Non
         raise Failure(f"command not found: {command[0]}", "install it, or run `make up`, which does") from error
     if done.returncode != 0:
         text = " ".join(str(word) for word in command)
-        raise Failure(f"`{text[:200]}` ended with code {done.returncode}: {done.stderr.strip()[-2000:]}", "see the message")
+        raise Failure(
+            f"`{text[:200]}` ended with code {done.returncode}: {done.stderr.strip()[-2000:]}", "see the message"
+        )
     return done.stdout
 
 

@@ -31,7 +31,9 @@ def check_basics() -> None:
     """
     if sys.version_info < MINIMUM_PYTHON:
         wanted = ".".join(map(str, MINIMUM_PYTHON))
-        raise console.Failure(f"Python is {platform.python_version()}, too old", f"run with Python {wanted} or newer: make PYTHON=...")
+        raise console.Failure(
+            f"Python is {platform.python_version()}, too old", f"run with Python {wanted} or newer: make PYTHON=..."
+        )
     programs.require_go()
 
 
@@ -49,13 +51,13 @@ def check_embedded() -> None:
     if os.geteuid() != 0:
         raise console.Failure(
             "a cluster without a Docker engine needs root",
-            "run `sudo make up`, or start Docker and use CLUSTER=kind, or name a cluster of your own with CLUSTER=existing",
+            "run `sudo make up`, or start Docker for CLUSTER=kind, or use a cluster of your own: CLUSTER=existing",
         )
     if embedded.running():
         return
     if missing_packages() and not shutil.which("apt-get"):
         raise console.Failure(
-            f"these programs are missing, and only Debian's and Ubuntu's packages are known here: {', '.join(missing_packages())}",
+            f"not installed, and only Debian's and Ubuntu's packages are known here: {', '.join(missing_packages())}",
             "install them with your system's package manager, or start Docker and use CLUSTER=kind",
         )
     other = embedded.foreign()
@@ -135,7 +137,13 @@ def check_registries(*, go: bool, python: bool, debian: bool) -> None:
 def _answers(command: list[str], what: str, remedy: str, cwd: Path | None = None) -> None:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=REGISTRY_SECONDS, check=False, stdin=subprocess.DEVNULL, cwd=cwd
+            command,
+            capture_output=True,
+            text=True,
+            timeout=REGISTRY_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            cwd=cwd,
         )
         problem = done.stderr.strip()[-400:] if done.returncode else ""
     except subprocess.TimeoutExpired:
@@ -156,8 +164,11 @@ def _check_go_proxy() -> None:
 def _check_python_index() -> None:
     with tempfile.TemporaryDirectory() as folder:
         _answers(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--dest", folder]
-            + ["--require-hashes", "--only-binary", ":all:", "--requirement", str(paths.REPOSITORY / "requirements" / "data.txt")],
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--dest", folder),
+                *("--require-hashes", "--only-binary", ":all:"),
+                *("--requirement", str(paths.REPOSITORY / "requirements" / "data.txt")),
+            ],
             "the Python package index",
             "check the network and `pip config list`",
         )
@@ -167,8 +178,10 @@ def _check_debian_mirror() -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "partial").mkdir()
         _answers(
-            ["apt-get", "update", "-o", f"Dir::State::Lists={folder}", "-o", "APT::Sandbox::User=root"]
-            + ["-o", "APT::Update::Error-Mode=any", "-o", "Acquire::Languages=none"],
+            [
+                *("apt-get", "update", "-o", f"Dir::State::Lists={folder}", "-o", "APT::Sandbox::User=root"),
+                *("-o", "APT::Update::Error-Mode=any", "-o", "Acquire::Languages=none"),
+            ],
             "Debian's package mirror",
             "check the network and /etc/apt/sources.list",
         )

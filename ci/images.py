@@ -1,7 +1,7 @@
 """Container images: built from this checkout, named by their content, brought into the cluster.
 
-An image's tag is a hash of its Dockerfile, of the files that the Dockerfile copies, of its build arguments and so of its
-base. An image whose tag the engine knows is not built again, and one that the cluster knows is not loaded again.
+An image's tag is a hash of its Dockerfile, of the files that the Dockerfile copies and of its build arguments, so of
+its base too. An image whose tag the engine knows is not built again; one that the cluster knows is not loaded again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import stat
 import subprocess
 import tarfile
 import tempfile
+import time
 import tomllib
 import urllib.error
 import urllib.request
@@ -113,7 +114,12 @@ class Engine(Protocol):
         """Fetch an image from its registry."""
 
     def build(
-        self, reference: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], contexts: Mapping[str, Path]
+        self,
+        reference: str,
+        dockerfile: Path,
+        context: Path,
+        arguments: Mapping[str, str],
+        contexts: Mapping[str, Path],
     ) -> None:
         """Build one image; `contexts` are further build contexts by name."""
 
@@ -134,15 +140,23 @@ class Docker:
         console.run(["docker", "pull", "--quiet", reference], log="images", remedy=_REGISTRY_REMEDY)
 
     def build(
-        self, reference: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], contexts: Mapping[str, Path]
+        self,
+        reference: str,
+        dockerfile: Path,
+        context: Path,
+        arguments: Mapping[str, str],
+        contexts: Mapping[str, Path],
     ) -> None:
-        # BuildKit, unlike buildah, does not take the host's proxy from the environment; it keeps these out of the image.
+        # BuildKit, unlike buildah, does not read the host's proxy from the environment; neither puts it into the image.
         proxies = {name: os.environ[name] for name in _PROXY_VARIABLES if name in os.environ}
         with package_settings() as secrets:
             console.run(
-                ["docker", "buildx", "build", "--load", "--progress", "plain", "--tag", reference, "--file", dockerfile]
-                + _build_flags({**proxies, **arguments}, contexts, secrets)
-                + [str(context)],
+                [
+                    *("docker", "buildx", "build", "--load", "--progress", "plain", "--tag", reference),
+                    *("--file", dockerfile),
+                    *_build_flags({**proxies, **arguments}, contexts, secrets),
+                    context,
+                ],
                 log=_log_name(reference),
                 remedy=_BUILD_REMEDY,
             )
@@ -150,8 +164,8 @@ class Docker:
     def push(self, reference: str) -> None:
         console.run(["docker", "push", "--quiet", reference], log="images", remedy=_REGISTRY_REMEDY)
 
-    def archive(self, reference: str, known: Set[str], stream: IO[bytes]) -> None:
-        subprocess.run(["docker", "save", reference], stdout=stream, stdin=subprocess.DEVNULL, check=True)
+    def archive(self, reference: str, known: Set[str], stream: IO[bytes]) -> None:  # noqa: ARG002 (always whole)
+        _write(["docker", "save", reference], stream, log=_log_name(reference))
 
 
 class Buildah:
@@ -181,7 +195,12 @@ class Buildah:
         self._run("pull", "--quiet", reference, log="images", remedy=_REGISTRY_REMEDY)
 
     def build(
-        self, reference: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], contexts: Mapping[str, Path]
+        self,
+        reference: str,
+        dockerfile: Path,
+        context: Path,
+        arguments: Mapping[str, str],
+        contexts: Mapping[str, Path],
     ) -> None:
         with package_settings() as secrets:
             self._run(
@@ -198,31 +217,39 @@ class Buildah:
 
     def archive(self, reference: str, known: Set[str], stream: IO[bytes]) -> None:
         inspected = json.loads(console.output([*self.command, "inspect", "--type", "image", reference]))
-        layers = json.loads(inspected["Manifest"])["layers"]
+        layers = {layer["digest"]: layer["size"] for layer in json.loads(inspected["Manifest"])["layers"]}
+        omitted = {digest: size for digest, size in layers.items() if digest in known}
+        if sum(omitted.values()) * 2 < sum(layers.values()):
+            # Straight through: neither compressed nor written to the disk on the way.
+            save = [*self.command, "push", "--quiet", reference, f"docker-archive:/dev/stdout:{reference}"]
+            _write(save, stream, log=_log_name(reference))
+            return
         with tempfile.TemporaryDirectory(dir=self.scratch, prefix="archive-") as folder:
             layout = Path(folder)
-            blobs = layout / "blobs" / "sha256"
-            blobs.mkdir(parents=True)
+            (layout / "blobs" / "sha256").mkdir(parents=True)
             # buildah does not write a blob that the layout has: a sparse file of its size will do for those left out.
-            omitted = {blobs / layer["digest"].removeprefix("sha256:"): layer["size"] for layer in layers if layer["digest"] in known}
-            for blob, size in omitted.items():
-                with blob.open("wb") as file:
+            for digest, size in omitted.items():
+                with (layout / _blob(digest)).open("wb") as file:
                     file.truncate(size)
-            # Compressing takes longer than the disk takes for the difference.
-            self._run(
-                *("push", "--quiet", "--disable-compression", reference, f"oci:{layout}:{reference}"),
-                log=_log_name(reference),
-                remedy=_DISK_REMEDY,
-            )
+            push = ["push", "--quiet", reference, f"oci:{layout}:{reference}"]
+            self._run(*push, log=_log_name(reference), remedy=_DISK_REMEDY)
+            left_out = {_blob(digest) for digest in omitted}
             with tarfile.open(fileobj=stream, mode="w|") as tar:
                 for path in sorted(layout.rglob("*")):
-                    if path.is_file() and path not in omitted:
-                        tar.add(path, path.relative_to(layout).as_posix())
+                    name = path.relative_to(layout).as_posix()
+                    if path.is_file() and name not in left_out:
+                        tar.add(path, name)
+
+
+def _blob(digest: str) -> str:
+    return f"blobs/{digest.replace(':', '/')}"
 
 
 _PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _REGISTRY_REMEDY = "check that the registry answers from this machine and that you are logged in to it"
-_BUILD_REMEDY = "read the log named above; packages come from the index in your pip configuration and from Debian's mirror"
+_BUILD_REMEDY = (
+    "read the log named above; packages come from the index in your pip configuration and from Debian's mirror"
+)
 _DISK_REMEDY = f"make room on the disk that holds {paths.CACHE}"
 
 
@@ -231,6 +258,21 @@ def _succeeds(command: list[str]) -> bool:
         return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False).returncode == 0
     except FileNotFoundError:
         return False
+
+
+def _write(command: list[str], stream: IO[bytes], *, log: str) -> None:
+    """Run a command that writes to `stream`.
+
+    Raises:
+        console.Failure: when it fails.
+    """
+    path = console.log_path(log)
+    with path.open("a", encoding="utf-8") as errors:
+        done = subprocess.run(command, stdout=stream, stderr=errors, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode != 0:
+        shown = os.path.relpath(path, paths.REPOSITORY)
+        problem = f"`{' '.join(command)[:200]}` ended with code {done.returncode} (log: {shown})"
+        raise console.Failure(problem, _DISK_REMEDY)
 
 
 def _log_name(reference: str) -> str:
@@ -263,7 +305,9 @@ def engine() -> Engine:
     """
     if docker_answers():
         if not _succeeds(["docker", "buildx", "version"]):
-            raise console.Failure("Docker has no BuildKit", "install its plugin (Debian: docker-buildx, else docker-buildx-plugin)")
+            raise console.Failure(
+                "Docker has no BuildKit", "install its plugin (Debian: docker-buildx, else docker-buildx-plugin)"
+            )
         return Docker()
     if shutil.which("buildah"):
         return Buildah()
@@ -316,10 +360,16 @@ def _is_url(value: str) -> bool:
 def package_settings() -> Iterator[dict[str, Path]]:
     """The files that builds mount and no layer keeps, by the name of their secret."""
     settings = pip_settings()
-    lists = {name: [word for word in settings.get(name, "").split() if word] for name in ("extra-index-url", "trusted-host")}
+    lists = {
+        name: [word for word in settings.get(name, "").split() if word] for name in ("extra-index-url", "trusted-host")
+    }
     # A folder of the host is not in the build.
     links = [word for word in settings.get("find-links", "").split() if _is_url(word)]
-    pip = {name: settings[name] for name in ("index-url", "proxy", "timeout", "default-timeout", "retries") if name in settings}
+    pip: dict[str, str] = {
+        name: settings[name]
+        for name in ("index-url", "proxy", "timeout", "default-timeout", "retries")
+        if name in settings
+    }
     uv: dict[str, object] = {}
     if "index-url" in settings:
         uv["index-url"] = settings["index-url"]
@@ -330,7 +380,7 @@ def package_settings() -> Iterator[dict[str, Path]]:
     if links:
         pip["find-links"] = "\n  ".join(links)
         uv["find-links"] = links
-    # pip searches all indexes for the best match; uv would take the first that knows the name. Hashes decide either way.
+    # pip searches all indexes for the best match; uv would take the first that knows the name; hashes decide.
     if "extra-index-url" in uv:
         uv["index-strategy"] = "unsafe-best-match"
     if "proxy" in settings:
@@ -386,7 +436,9 @@ def copied_files(dockerfile: Path, root: Path = paths.REPOSITORY) -> tuple[Path,
         for source in sources:
             matches = sorted(root.glob(source))
             if not matches:
-                raise console.Failure(f"{dockerfile} copies {source}, which does not exist", "restore the file from git")
+                raise console.Failure(
+                    f"{dockerfile} copies {source}, which does not exist", "restore the file from git"
+                )
             for match in matches:
                 members = match.rglob("*") if match.is_dir() else [match]
                 found.update(member.relative_to(root) for member in members if member.is_file())
@@ -497,9 +549,14 @@ def _local_base() -> str:
             "make the registry reachable, or name an image that the engine has: BASE_IMAGE=...; or run as root",
         )
     mirror = [os.environ["DEBIAN_MIRROR"]] if os.environ.get("DEBIAN_MIRROR") else []
-    remedy = "check that Debian's mirror answers; another one can be named: DEBIAN_MIRROR=http://mirror.example.com/debian"
+    remedy = (
+        "check that Debian's mirror answers; another one can be named: DEBIAN_MIRROR=http://mirror.example.com/debian"
+    )
     paths.CACHE.mkdir(parents=True, exist_ok=True)
-    with console.stage(f"base image: Debian {release}"), tempfile.TemporaryDirectory(dir=paths.CACHE, prefix="base-") as scratch:
+    with (
+        console.stage(f"base image: Debian {release}"),
+        tempfile.TemporaryDirectory(dir=paths.CACHE, prefix="base-") as scratch,
+    ):
         root, context = Path(scratch) / "root", Path(scratch) / "context"
         context.mkdir()
         console.run(["debootstrap", "--variant=minbase", release, root, *mirror], log="image-base", remedy=remedy)
@@ -510,7 +567,17 @@ def _local_base() -> str:
         console.run(["chroot", root, "/bin/sh", "/rootfs.sh"], log="image-base", remedy=remedy)
         (root / "rootfs.sh").unlink()
         console.run(
-            ["tar", "--create", "--one-file-system", "--numeric-owner", "--directory", root, "--file", context / "rootfs.tar", "."],
+            [
+                "tar",
+                "--create",
+                "--one-file-system",
+                "--numeric-owner",
+                "--directory",
+                root,
+                "--file",
+                context / "rootfs.tar",
+                ".",
+            ],
             log="image-base",
             remedy=_DISK_REMEDY,
         )
@@ -618,24 +685,29 @@ def _import(wanted: list[str], target: Target) -> None:
 
 
 def _import_one(ctr: list[str], reference: str) -> None:
-    with console.stage(f"image {reference} into the cluster"):
-        known = set(console.output([*ctr, "content", "ls", "--quiet"]).split())
-        with console.log_path("images").open("a", encoding="utf-8") as log:
-            reader = subprocess.Popen(
-                [*ctr, "images", "import", "--all-platforms", "-"], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
-            )
-            assert reader.stdin
-            try:
-                engine().archive(reference, known, reader.stdin)
-            except BrokenPipeError:
-                # containerd stopped reading; its code and the log say why.
-                pass
-            finally:
-                with contextlib.suppress(BrokenPipeError):
-                    reader.stdin.close()
-                code = reader.wait()
-        if code != 0:
-            raise console.Failure(f"containerd did not take {reference} (log: build/logs/images.log)", _DISK_REMEDY)
+    start = time.monotonic()
+    known = set(console.output([*ctr, "content", "ls", "--quiet"]).split())
+    with console.log_path("images").open("a", encoding="utf-8") as log:
+        reader = subprocess.Popen(
+            [*ctr, "images", "import", "--all-platforms", "-"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        assert reader.stdin
+        try:
+            engine().archive(reference, known, reader.stdin)
+        except BrokenPipeError:
+            # containerd stopped reading; its code and the log say why.
+            pass
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                reader.stdin.close()
+            code = reader.wait()
+    if code != 0:
+        raise console.Failure(f"containerd did not take {reference} (log: build/logs/images.log)", _DISK_REMEDY)
+    # Not a stage: two run at once, and their times would be counted twice.
+    console.say(f"    {reference} {time.monotonic() - start:.1f} s")
 
 
 def write_values(image_references: Mapping[str, str], path: Path) -> None:

@@ -70,7 +70,16 @@ def _make(target: Path) -> None:
         environment = {"UV_CONFIG_FILE": str(settings["uv.toml"]), "UV_CACHE_DIR": str(paths.CACHE / "uv")}
         if "ca-certificates.crt" in settings:
             environment["SSL_CERT_FILE"] = str(settings["ca-certificates.crt"])
-        install = [f"{uv}/bin/uv", "pip", "install", "--python", interpreter, "--no-deps", "--no-build", "--compile-bytecode"]
+        install = [
+            f"{uv}/bin/uv",
+            "pip",
+            "install",
+            "--python",
+            interpreter,
+            "--no-deps",
+            "--no-build",
+            "--compile-bytecode",
+        ]
         for path in REQUIREMENTS:
             console.run([*install, "--require-hashes", "-r", str(path)], log="python", env=environment, remedy=remedy)
     (target / "complete").touch()

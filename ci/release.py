@@ -59,7 +59,9 @@ def _recover(cluster: Cluster) -> None:
     listed = console.output(helm(cluster, "list", "--all", "--filter", f"^{RELEASE}$", "-o", "json"))
     for release in json.loads(listed or "[]"):
         if release["status"].startswith("pending-"):
-            console.say(f"    an earlier helm was interrupted ({release['status']}): going back to the last good revision")
+            console.say(
+                f"    an earlier helm was interrupted ({release['status']}): going back to the last good revision"
+            )
             good = release["status"] != "pending-install"
             step = ("rollback", RELEASE) if good else ("uninstall", RELEASE, "--no-hooks")
             console.run(helm(cluster, *step), log="helm")
@@ -84,7 +86,9 @@ def _waits_for(item: Mapping[str, Any]) -> str | None:
             done = done and status.get("replicas", 0) == wanted
         case "StatefulSet":
             wanted = spec.get("replicas", 1)
-            done = status.get("readyReplicas", 0) >= wanted and status.get("updateRevision") == status.get("currentRevision")
+            done = status.get("readyReplicas", 0) >= wanted and status.get("updateRevision") == status.get(
+                "currentRevision"
+            )
         case "Job":
             done = status.get("succeeded", 0) >= 1
         case "RayService":
@@ -113,7 +117,9 @@ def wait_ready(cluster: Cluster, seconds: float = READY_SECONDS) -> None:
             console.say(line)
             shown = line
         if time.monotonic() > deadline:
-            raise console.Failure(f"not ready after {seconds:.0f} s: {', '.join(waiting)}\n{diagnosis(cluster)}", "see above")
+            raise console.Failure(
+                f"not ready after {seconds:.0f} s: {', '.join(waiting)}\n{diagnosis(cluster)}", "see above"
+            )
         time.sleep(1)
 
 
@@ -128,7 +134,9 @@ def diagnosis(cluster: Cluster) -> str:
         command = cluster.kubectl("-n", NAMESPACE, "logs", name, "--all-containers", "--tail=15", "--prefix")
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         parts.append(f"--- {name}\n{done.stdout or done.stderr}")
-    events = cluster.kubectl("-n", NAMESPACE, "get", "events", "--field-selector", "type=Warning", "--sort-by=.lastTimestamp")
+    events = cluster.kubectl(
+        "-n", NAMESPACE, "get", "events", "--field-selector", "type=Warning", "--sort-by=.lastTimestamp"
+    )
     parts.append("\n".join(console.output(events).splitlines()[-15:]))
     return "\n".join(parts)
 
@@ -161,7 +169,11 @@ def main_job(cluster: Cluster, data: str | None) -> list[str]:
         path = Path(data).expanduser()
         command += ["--data", str(path if path.is_absolute() else Path(os.environ.get("PWD", ".")) / path)]
     if cluster.kind == "embedded":
-        for option, label in (("--mlflow", "MLflow"), ("--rabbitmq", "RabbitMQ management"), ("--ray-dashboard", "Ray dashboard")):
+        for option, label in (
+            ("--mlflow", "MLflow"),
+            ("--rabbitmq", "RabbitMQ management"),
+            ("--ray-dashboard", "Ray dashboard"),
+        ):
             service, port, _ = SERVICES[label]
             command += [option, cluster.service_url(NAMESPACE, service, port)]
     return command

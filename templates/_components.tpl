@@ -69,3 +69,13 @@ Credentials the hook Job makes: a JSON list of {name, labels, keys: {key: {lengt
 {{- end -}}
 {{- end -}}
 {{- end }}
+
+{{/* "true" when the release has every part the smoke test goes through. */}}
+{{- define "ads.hasSmokeTest" -}}
+{{- $parts := list (index .Values "training-api") (index .Values "training-worker") (index .Values "ray-serve") -}}
+{{- $enabled := true -}}
+{{- range $parts -}}
+{{- $enabled = and $enabled .enabled -}}
+{{- end -}}
+{{- if $enabled }}true{{ end -}}
+{{- end }}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from chart_harness import Scenario, Setup
 from ci import paths
 
@@ -20,6 +19,11 @@ def scenarios() -> list[Scenario]:
     files: list[tuple[str, tuple[Path, ...]]] = [("defaults", ())]
     files += [(file.stem, (file,)) for file in sorted((paths.REPOSITORY / "values").glob("*.yaml"))]
     return [Scenario(name, values, release=RELEASE, namespace=NAMESPACE) for name, values in files]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker of the live tests known."""
+    config.addinivalue_line("markers", "live: needs the cluster that `make up` starts")
 
 
 def pytest_chart_harness(config: pytest.Config) -> Setup:

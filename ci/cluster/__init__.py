@@ -64,7 +64,10 @@ class Cluster:
         forward = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             daemons.wait_until(
-                lambda: _listens(local), f"forwarding port {port} of {service}", 30, f"check `kubectl -n {namespace} get pods`"
+                lambda: _listens(local),
+                f"forwarding port {port} of {service}",
+                30,
+                f"check `kubectl -n {namespace} get pods`",
             )
             yield f"http://127.0.0.1:{local}"
         finally:
@@ -90,7 +93,9 @@ def choose(requested: str) -> str:
         console.Failure: when `requested` is not one of `KINDS`.
     """
     if requested not in KINDS:
-        raise console.Failure(f"CLUSTER={requested} is not a kind of cluster", f"set CLUSTER to one of: {', '.join(KINDS)}")
+        raise console.Failure(
+            f"CLUSTER={requested} is not a kind of cluster", f"set CLUSTER to one of: {', '.join(KINDS)}"
+        )
     if requested != "auto":
         return requested
     return "kind" if images.docker_answers() else "embedded"
@@ -148,7 +153,9 @@ def up(kind: str, built: dict[str, Path]) -> Cluster:
 
 def _up_kind(kind: Path, kubeconfig: Path) -> None:
     if not images.docker_answers():
-        raise console.Failure("no Docker engine answers", "start Docker, or use CLUSTER=embedded on a Linux machine as root")
+        raise console.Failure(
+            "no Docker engine answers", "start Docker, or use CLUSTER=embedded on a Linux machine as root"
+        )
     if NAME in console.output([kind, "get", "clusters"]).split():
         console.run([kind, "export", "kubeconfig", "--name", NAME, "--kubeconfig", kubeconfig], log="cluster")
         return

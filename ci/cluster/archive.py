@@ -57,7 +57,10 @@ def write_static_image(
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-        tar.add(layer, f"{digest}.tar")
+        member = tarfile.TarInfo(f"{digest}.tar")
+        member.size = layer.stat().st_size
+        with layer.open("rb") as stream:
+            tar.addfile(member, stream)
     layer.unlink()
 
 

@@ -32,6 +32,7 @@ SOCKET = RUN / "containerd.sock"
 IMAGE_STORE = paths.CACHE / "containerd"
 BRIDGE = "ads0"
 POD_SUBNET, NODE_SUBNET, SERVICE_SUBNET = "10.244.0.0/16", "10.244.0.0/24", "10.96.0.0/16"
+FIREWALL_COMMENT = "anomaly-detection-cluster"
 REGISTRY = "localhost/ads/system"
 NODE_IMAGE = f"{REGISTRY}/kube-proxy"
 MANIFESTS = Path(__file__).parent / "manifests"
@@ -133,7 +134,9 @@ def up(built: Mapping[str, Path]) -> None:
     with console.stage("kubeadm init"):
         _initialise()
     with console.stage("Node and pod network"):
-        console.run(kubectl("-n", "kube-system", "rollout", "status", "daemonset/kube-proxy", "--timeout=180s"), log="cluster")
+        console.run(
+            kubectl("-n", "kube-system", "rollout", "status", "daemonset/kube-proxy", "--timeout=180s"), log="cluster"
+        )
         console.run(kubectl("wait", "--for=condition=Ready", "node/node1", "--timeout=90s"), log="cluster")
     with console.stage("DNS, storage, metrics and KubeRay"):
         _addons(built)
@@ -227,7 +230,7 @@ def _addon_image(name: str, built: Mapping[str, Path]) -> str:
     return f"{REGISTRY}/{name}:{built[name].parent.name}"
 
 
-def _node_image(built: Mapping[str, Path]) -> str:
+def _node_image() -> str:
     return f"{NODE_IMAGE}:v{programs.kubernetes_version()}"
 
 
@@ -242,9 +245,11 @@ def _load_system_images(built: Mapping[str, Path]) -> None:
         ).hexdigest()
         for reference, (files, options) in system_images(built).items()
     }
-    node, base = _node_image(built), images.base_image()
+    node, base = _node_image(), images.base_image()
     wanted[node] = hashlib.sha256(f"{base} {built['hyperkube']}".encode()).hexdigest()
-    stale = [reference for reference in wanted if reference not in present or stored.get(reference) != wanted[reference]]
+    stale = [
+        reference for reference in wanted if reference not in present or stored.get(reference) != wanted[reference]
+    ]
     with tempfile.TemporaryDirectory(dir=STATE) as scratch:
         for reference in stale:
             console.say(f"    {reference}")
@@ -329,7 +334,9 @@ def _resolv_conf() -> Path:
     lines = source.read_text(encoding="utf-8").splitlines() if source.exists() else []
     kept = [line for line in lines if not re.match(r"\s*nameserver\s+(127\.|::1)", line)]
     if not any(line.startswith("nameserver") for line in kept):
-        kept.append("nameserver 192.0.2.1")  # an address reserved for documentation: outside names fail, inside ones work
+        kept.append(
+            "nameserver 192.0.2.1"
+        )  # an address reserved for documentation: outside names fail, inside ones work
     target = STATE / "resolv.conf"
     target.write_text("\n".join(kept) + "\n", encoding="utf-8")
     return target
@@ -339,6 +346,7 @@ def _initialise() -> None:
     configuration = STATE / "kubeadm.yaml"
     configuration.write_text(_configuration(), encoding="utf-8")
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1", encoding="utf-8")
+    _keep_service_traffic_inside()
     # kubeadm expects a service manager that restarts the kubelet: here the kubelet waits for the files kubeadm writes.
     script = (
         "until [ -f /var/lib/kubelet/config.yaml ] && [ -f /var/lib/kubelet/kubeadm-flags.env ]; do sleep 0.1; done; "
@@ -362,6 +370,26 @@ def _initialise() -> None:
     KUBECONFIG.chmod(0o600)
 
 
+def _keep_service_traffic_inside() -> None:
+    """Refuse what is addressed to a Service that kube-proxy has not translated to a pod.
+
+    Otherwise it leaves through the default route, and where something out there answers, the connection outlives the
+    mistake: the API server would ask a stranger for metrics for ever.
+    """
+    for chain in ("OUTPUT", "FORWARD"):
+        rule = [
+            "--destination",
+            SERVICE_SUBNET,
+            "--jump",
+            "REJECT",
+            "--match",
+            "comment",
+            "--comment",
+            FIREWALL_COMMENT,
+        ]
+        console.run(["iptables", "--wait", "--insert", chain, *rule], log="cluster")
+
+
 def kubectl(*arguments: str | Path) -> list[str]:
     """The command line of `kubectl` for this cluster."""
     return [str(paths.BIN / "kubectl"), "--kubeconfig", str(KUBECONFIG), *map(str, arguments)]
@@ -370,7 +398,7 @@ def kubectl(*arguments: str | Path) -> list[str]:
 def _addons(built: Mapping[str, Path]) -> None:
     values = {
         "VOLUMES": str(STATE / "volumes"),
-        "NODE_IMAGE": _node_image(built),
+        "NODE_IMAGE": _node_image(),
         "LOCAL_PATH_IMAGE": _addon_image("local-path-provisioner", built),
         "METRICS_SERVER_IMAGE": _addon_image("metrics-server", built),
     }
@@ -482,7 +510,7 @@ def _remove_network() -> None:
     subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
     for family in ("iptables", "ip6tables"):
         saved = subprocess.run([f"{family}-save"], capture_output=True, text=True, check=False).stdout
-        kept = [line for line in saved.splitlines() if not re.search(r"\b(KUBE-|CNI-)", line)]
+        kept = [line for line in saved.splitlines() if not re.search(rf"\b(KUBE-|CNI-)|{FIREWALL_COMMENT}", line)]
         subprocess.run([f"{family}-restore"], input="\n".join(kept) + "\n", text=True, capture_output=True, check=False)
 
 

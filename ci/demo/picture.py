@@ -17,15 +17,16 @@ _LINE, _FOUND, _LABEL, _FITTED = "#3b5b7a", "#d55e00", "#009e73", "#e9edf2"
 
 def draw(results: Sequence[DemoResult], path: Path) -> None:
     """Write a PNG with the series, the score, the threshold and the labels of each result."""
-    figure = Figure(figsize=(13, 4.6 * len(results)), layout="constrained")
+    figure = Figure(figsize=(13, 4.6 * len(results)), dpi=110, layout="constrained")
     axes = figure.subplots(2 * len(results), 1, squeeze=False, height_ratios=[3, 2] * len(results))[:, 0]
     for at, result in enumerate(results):
         _draw_values(axes[2 * at], result)
         _draw_scores(axes[2 * at + 1], result)
-        axes[2 * at].sharex(axes[2 * at + 1])
         axes[2 * at].tick_params(labelbottom=False)
+    figure.align_ylabels(axes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    # The layout places the axes; what stands out of it (long tick labels) widens the picture instead of being cut off.
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.15)
 
 
 def _draw_values(axis: Axes, result: DemoResult) -> None:

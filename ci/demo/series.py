@@ -78,6 +78,7 @@ class _BuiltIn:
     column: str
     title: str
     note: str
+    shocks: int = 0
 
 
 BUILT_IN: dict[str, _BuiltIn] = {
@@ -86,6 +87,13 @@ BUILT_IN: dict[str, _BuiltIn] = {
         column="ankle_horiz_fwd",
         title="ankle accelerometer of a walking patient, 64 Hz, milli-g",
         note="this excerpt holds no labelled episode, so by its labels every anomaly found is a false alarm",
+    ),
+    "Daphnet_S06R02E0_shocks": _BuiltIn(
+        file="Daphnet_S06R02E0/S06R02E0.csv",
+        column="ankle_horiz_fwd",
+        title="the same with 12 shocks added to the predicted part, labelled",
+        note="the shocks are made up, the signal under them is real; near its zero crossings a shock looks normal",
+        shocks=12,
     ),
     "KDD-TSAD_135": _BuiltIn(
         file="KDD-TSAD_135/135_UCR_Anomaly_InternalBleeding16_TEST.csv",
@@ -118,12 +126,41 @@ def built_in(name: str, aeon: Path | None = None) -> Series:
             f"the package aeon in {folder} has no {entry.file}",
             "install the version that pyproject.toml pins (group `data`)",
         )
-    return replace(
+    series = replace(
         read_csv(path, column=entry.column),
         series_id=_series_id(f"{name}_{entry.column}" if entry.column != "value" else name),
         source=f"{name} ({entry.title}; package aeon)",
         notes=(entry.note,),
     )
+    return with_shocks(series, entry.shocks) if entry.shocks else series
+
+
+SHOCK_POINTS = 16
+"""Points of one shock: a quarter of a second at 64 Hz."""
+
+
+def with_shocks(series: Series, count: int) -> Series:
+    """The series with `count` labelled shocks spread over the part that is not fitted on.
+
+    A shock is a decaying oscillation, as an impact leaves in an accelerometer, that starts at twice to three times the
+    largest value of the fitted part. The same series gets the same shocks each time.
+
+    Args:
+        series: without labelled anomalies.
+        count: how many; each needs room for `SHOCK_POINTS` points.
+    """
+    generator = np.random.default_rng(count)
+    start = series.split()
+    step = (len(series.values) - start) // count
+    values, labels = series.values.copy(), np.zeros(len(series.values), dtype=np.bool_)
+    time = np.arange(SHOCK_POINTS)
+    peak = np.abs(series.values[:start]).max()
+    for number in range(count):
+        first = start + number * step + int(generator.integers(0, step - SHOCK_POINTS))
+        shock = generator.uniform(2, 3) * peak * np.exp(-time / 12) * np.cos(np.pi * time / 3)
+        values[first : first + SHOCK_POINTS] += shock
+        labels[first : first + SHOCK_POINTS] = True
+    return replace(series, values=values, labels=labels)
 
 
 def _aeon_folder(aeon: Path | None) -> Path:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from chart_harness.objects import Manifests
+
 T = TypeVar("T")
 
-_TELLING = ("error", "fatal", "critical", "exception", "panic", "traceback", "oomkilled", "back-off", "failed")
-"""Words of the lines that are printed after a failure."""
+_TELLING = re.compile(r"\b(error|fatal|critical|panic|traceback|\w+(error|exception))\b", re.IGNORECASE)
+"""What a line of a log has in it that is printed after a failure."""
+
+_HARMLESS = re.compile(r'"level": ?"(debug|info|warning)"|\b(DEBUG|INFO|WARNING)\b', re.IGNORECASE)
+"""What a structured log says of a line that only mentions an error."""
 
 
 def wait_for(probe: Callable[[], T | bool | None], what: str, seconds: float, *, every: float = 0.25) -> T:
@@ -64,6 +71,16 @@ class Namespace:
             assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}"
         return done
 
+    def apply(self, manifests: Manifests, *, dry_run: bool = False) -> subprocess.CompletedProcess[str]:
+        """Apply objects, or ask the API server whether it would take them.
+
+        Raises:
+            AssertionError: it refuses one of them.
+        """
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [dict(manifest) for manifest in manifests]})
+        options = ["--dry-run=server"] if dry_run else []
+        return self.kubectl("apply", "--server-side", *options, "--filename", "-", stdin=text)
+
     def get(self, kinds: str, selector: str = "") -> list[dict[str, Any]]:
         """Objects of these kinds (comma-separated), all or those a label selector chooses."""
         words = ["get", kinds, "--output", "json", *(["--selector", selector] if selector else [])]
@@ -97,12 +114,17 @@ class Namespace:
         telling: list[str] = []
         for name, words in {
             "pods": ("get", "pods", "--output", "wide"),
-            "events": ("get", "events", "--sort-by", ".lastTimestamp"),
             "describe": ("describe", "all"),
+            "events": ("get", "events", "--sort-by", ".lastTimestamp"),
         }.items():
             text = self.kubectl(*words, check=False)
             (folder / f"{name}.txt").write_text(text.stdout + text.stderr)
-        telling += [line for line in (folder / "events.txt").read_text().splitlines() if " Warning " in line][-15:]
+        oldest = datetime.now(UTC) - timedelta(seconds=since_seconds)
+        for event in self.get("events"):
+            at = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
+            if event["type"] == "Warning" and datetime.fromisoformat(at) >= oldest:
+                about = f"{event['involvedObject']['kind']}/{event['involvedObject']['name']}"
+                telling.append(f"{at} {about}: {event['reason']}: {event.get('message', '')}")
         telling += [
             line
             for line in (folder / "pods.txt").read_text().splitlines()
@@ -116,6 +138,6 @@ class Namespace:
                 if done.returncode == 0 and done.stdout:
                     name = pod.partition("/")[2] + (".previous" if previous else "")
                     (folder / f"{name}.log").write_text(done.stdout)
-                    lines = [line for line in done.stdout.splitlines() if any(w in line.lower() for w in _TELLING)]
-                    telling += lines[-5:]
+                    lines = done.stdout.splitlines()
+                    telling += [line for line in lines if _TELLING.search(line) and not _HARMLESS.search(line)][-5:]
         return [line[:300] for line in telling]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from ci import cluster, paths, release
 from live.system import System, unique
 

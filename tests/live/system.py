@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-
 from chart_harness.live import Namespace, wait_for
-from ci import paths, release
+from ci import console, paths, release
 from ci.cluster import Cluster
 
 FINAL = frozenset({"succeeded", "failed", "cancelled", "superseded"})
@@ -77,8 +76,8 @@ class Endpoint:
         while True:
             try:
                 answer = self._http().request(method, path, **options)
-            except (httpx.TransportError, subprocess.CalledProcessError) as error:
-                # A forwarded port ends with its pod, and a Service made anew has another address.
+            except (httpx.TransportError, console.Failure) as error:
+                # A forwarded port ends with its pod, and a Service made anew has another address, if it is there yet.
                 self.close()
                 if time.monotonic() > deadline:
                     raise AssertionError(f"{method} {self._service}{path}: {error or type(error).__name__}") from error
@@ -208,8 +207,9 @@ class System:
     def restart(self, component: str, *, kill: bool = False) -> None:
         """Delete the pod of a component (`kill`: without a chance to end well) and wait for a new ready one."""
         old = self.pod(component)["metadata"]
-        force = ["--grace-period=0", "--force"] if kill else []
-        self.namespace.kubectl("delete", "pod", old["name"], "--wait=false", *force)
+        # Not `--force`: that forgets the pod at once and lets its processes end in their own time.
+        options = ["--grace-period=1"] if kill else []
+        self.namespace.kubectl("delete", "pod", old["name"], "--wait=false", *options)
 
         def replaced() -> bool:
             return bool(self.pod(component)["metadata"]["uid"] != old["uid"])

@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from live.system import System, points, unique
 
 GOOD = points(120)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from ci.demo import DemoResult, Series, built_in, run
 from live.system import System, points, unique
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from chart_harness.live import wait_for
 from live.system import COMPONENTS, System, points, unique
 
@@ -50,7 +49,8 @@ def _answer_by_model(system: System, series: str) -> dict[str, object]:
 @pytest.mark.parametrize("kill", [True, False], ids=["killed", "asked-to-end"])
 def test_a_job_in_hand_survives_its_worker(system: System, series: str, kill: bool) -> None:
     """Killed: the message is delivered again. Asked to end: it is finished or given back."""
-    parameters = {"n_estimators": 500, "contamination": 0.01}
+    # The most work that one request may ask for.
+    parameters = {"n_estimators": 500, "max_samples": 4096, "contamination": 0.01}
     job_id = system.fit(series, points(100_000), parameters=parameters)
 
     def running() -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
 from chart_harness.live import wait_for
 from ci import release
 from live.system import System, installed_objects, points, unique

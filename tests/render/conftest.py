@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from chart_harness import Container, Exemptions, Given, Manifest, Manifests, Pod, SchemaStore
 from chart_harness.objects import load_yaml
 from ci import paths

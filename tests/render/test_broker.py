@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 import pytest
-
 from chart_harness import Manifests
 
 QUEUES = {

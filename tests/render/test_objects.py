@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from chart_harness import Exemptions, Manifest, Manifests, SchemaStore
+from ci.cluster import programs
 
 NAMESPACE = "ml-dev"
 OWNER_LABELS = {"app.kubernetes.io/instance": "ads", "app.kubernetes.io/managed-by": "Helm",
@@ -15,6 +16,13 @@ def test_objects_are_valid(manifest: Manifest, schemas: SchemaStore) -> None:
     """Against Kubernetes' own schema, or that of the custom resource definition; unknown kinds and fields fail."""
     problems = schemas.problems(manifest)
     assert not problems, f"{manifest.id} ({manifest.source})\n" + "\n".join(f"  - {problem}" for problem in problems)
+
+
+def test_the_schemas_are_those_of_the_cluster(schemas: SchemaStore) -> None:
+    """`make up` runs the versions that the manifests are validated against."""
+    kuberay = programs.module_version("kubernetes", "github.com/ray-project/kuberay/ray-operator")
+    expected = {f"kubernetes-{programs.kubernetes_version()}.json", f"kuberay-{kuberay}.json"}
+    assert {file.name for file in schemas.folder.glob("*.json")} == expected
 
 
 def test_no_two_objects_share_a_name(manifests: Manifests) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
 from chart_harness import Chart, Container, Manifest, Manifests
 from chart_harness.objects import load_yaml
 from ci import paths

@@ -7,10 +7,9 @@ import importlib
 from collections.abc import Iterator
 
 import pytest
-from pydantic_settings import BaseSettings
-
 from chart_harness import Container, Manifests
 from ci import paths
+from pydantic_settings import BaseSettings
 
 SERVICES = {
     "Deployment/training-api": ("training-api", "training_api"),

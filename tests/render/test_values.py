@@ -11,7 +11,6 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-
 from chart_harness import Chart, HelmError, Manifests, Renderer, Scenario
 from chart_harness.objects import load_yaml
 from ci import paths

@@ -11,8 +11,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-
-from ci import cluster, console, host, release
+from ci import cluster, console, host, images, paths, release
 from ci.cluster import archive, daemons, embedded, programs
 
 
@@ -69,9 +68,11 @@ def test_a_reused_process_id_is_not_taken_for_the_daemon(tmp_path: Path) -> None
 
 
 def test_a_failed_command_shows_its_last_lines_and_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(console.paths, "BUILD", tmp_path)
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
     with pytest.raises(console.Failure) as failed:
-        console.run([sys.executable, "-c", "print('the cause'); raise SystemExit(3)"], log="failing", remedy="mend the cause")
+        console.run(
+            [sys.executable, "-c", "print('the cause'); raise SystemExit(3)"], log="failing", remedy="mend the cause"
+        )
     assert "code 3" in failed.value.problem
     assert "| the cause" in failed.value.problem
     assert "What to do: mend the cause" in str(failed.value)
@@ -80,7 +81,8 @@ def test_a_failed_command_shows_its_last_lines_and_what_to_do(monkeypatch: pytes
 def test_every_program_has_a_pinned_module_with_hashes() -> None:
     for name, program in programs.PROGRAMS.items():
         folder = programs.MODULES / program.module
-        assert (folder / "go.mod").is_file() and (folder / "go.sum").stat().st_size > 1000, name
+        assert (folder / "go.mod").is_file(), name
+        assert (folder / "go.sum").stat().st_size > 1000, name
 
 
 @pytest.mark.skipif(not shutil.which("go"), reason="needs the Go toolchain")
@@ -98,7 +100,8 @@ def test_a_program_is_named_by_all_it_is_made_from(monkeypatch: pytest.MonkeyPat
 
 def test_the_kubernetes_version_is_read_from_its_pin() -> None:
     major, minor, patch = programs.kubernetes_version().split(".")
-    assert (major, minor) == ("1", "34") and patch.isdigit()
+    assert (major, minor) == ("1", "34")
+    assert patch.isdigit()
 
 
 @pytest.mark.parametrize("requested", ["docker-desktop", "", "KIND"])
@@ -109,12 +112,12 @@ def test_an_unknown_kind_of_cluster_is_refused_with_the_known_ones(requested: st
 
 def test_an_existing_cluster_is_never_chosen_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     for answers in (True, False):
-        monkeypatch.setattr(cluster.images, "docker_answers", lambda answers=answers: answers)
+        monkeypatch.setattr(images, "docker_answers", lambda answers=answers: answers)
         assert cluster.choose("auto") == ("kind" if answers else "embedded")
 
 
 def test_without_root_the_embedded_cluster_says_so_before_anything_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(console.Failure, match="needs root") as refused:
         host.check_embedded()
     assert "CLUSTER=kind" in refused.value.remedy
@@ -140,22 +143,54 @@ def test_the_embedded_clusters_images_hold_every_program_that_runs_in_a_pod() ->
 
 
 def _workload(kind: str, spec: dict[str, object], status: dict[str, object]) -> dict[str, object]:
-    return {"kind": kind, "metadata": {"name": "x", "generation": 2}, "spec": spec, "status": {"observedGeneration": 2, **status}}
+    return {
+        "kind": kind,
+        "metadata": {"name": "x", "generation": 2},
+        "spec": spec,
+        "status": {"observedGeneration": 2, **status},
+    }
 
 
 @pytest.mark.parametrize(
     ("item", "ready"),
     [
         (_workload("Deployment", {"replicas": 1}, {"updatedReplicas": 1, "availableReplicas": 1, "replicas": 1}), True),
-        (_workload("Deployment", {"replicas": 1}, {"updatedReplicas": 1, "availableReplicas": 1, "replicas": 2}), False),
-        (_workload("Deployment", {"replicas": 1}, {"observedGeneration": 1, "updatedReplicas": 1, "availableReplicas": 1, "replicas": 1}), False),
+        (
+            _workload("Deployment", {"replicas": 1}, {"updatedReplicas": 1, "availableReplicas": 1, "replicas": 2}),
+            False,
+        ),
+        (
+            _workload(
+                "Deployment",
+                {"replicas": 1},
+                {"observedGeneration": 1, "updatedReplicas": 1, "availableReplicas": 1, "replicas": 1},
+            ),
+            False,
+        ),
         (_workload("Deployment", {"replicas": 0}, {}), True),
-        (_workload("StatefulSet", {"replicas": 1}, {"readyReplicas": 1, "updateRevision": "a", "currentRevision": "a"}), True),
-        (_workload("StatefulSet", {"replicas": 1}, {"readyReplicas": 1, "updateRevision": "b", "currentRevision": "a"}), False),
+        (
+            _workload(
+                "StatefulSet", {"replicas": 1}, {"readyReplicas": 1, "updateRevision": "a", "currentRevision": "a"}
+            ),
+            True,
+        ),
+        (
+            _workload(
+                "StatefulSet", {"replicas": 1}, {"readyReplicas": 1, "updateRevision": "b", "currentRevision": "a"}
+            ),
+            False,
+        ),
         (_workload("Job", {}, {"failed": 1}), False),
         (_workload("Job", {}, {"succeeded": 1}), True),
         (_workload("RayService", {}, {"conditions": [{"type": "Ready", "status": "True"}]}), True),
-        (_workload("RayService", {}, {"conditions": [{"type": "Ready", "status": "True"}, {"type": "UpgradeInProgress", "status": "True"}]}), False),
+        (
+            _workload(
+                "RayService",
+                {},
+                {"conditions": [{"type": "Ready", "status": "True"}, {"type": "UpgradeInProgress", "status": "True"}]},
+            ),
+            False,
+        ),
         (_workload("RayService", {}, {}), False),
     ],
 )

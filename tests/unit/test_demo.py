@@ -398,7 +398,7 @@ class TestBuiltIn:
         """A folder laid out like the package, with files of the real ones' columns."""
         data = tmp_path / "aeon" / "datasets" / "data"
         for entry in BUILT_IN.values():
-            (data / entry.file).parent.mkdir(parents=True)
+            (data / entry.file).parent.mkdir(parents=True, exist_ok=True)
             lines = [f"{at},{at % 5},{at % 3},{int(at == 180)}" for at in range(200)]
             write(data / entry.file, f"timestamp,{entry.column},other,is_anomaly", *lines)
         return tmp_path
@@ -413,7 +413,7 @@ class TestBuiltIn:
     def test_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(Failure, match="is not the package aeon"):
             built_in("Daphnet_S06R02E0", tmp_path)
-        (tmp_path / "datasets" / "data").mkdir(parents=True)
+        (tmp_path / "datasets" / "data").mkdir(parents=True, exist_ok=True)
         with pytest.raises(Failure, match="has no Daphnet_S06R02E0"):
             built_in("Daphnet_S06R02E0", tmp_path)
         with pytest.raises(Failure, match="unknown series"):

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.ensemble import IsolationForest
+
 from anomaly_detection.contracts import DetectorParameters
 from anomaly_detection.scoring import (
     FALLBACK_THRESHOLD,
@@ -16,10 +22,6 @@ from anomaly_detection.scoring import (
     fallback_score,
     fit_isolation_forest,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
-from sklearn.ensemble import IsolationForest
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -35,7 +37,12 @@ def probes(values: NDArray[np.float64], model: ScoringModel) -> NDArray[np.float
     """Values worth asking for: the training's, far ones, and both sides of every breakpoint."""
     above = np.nextafter(model.breakpoints, np.float32(np.inf))
     return np.concatenate(
-        [values, [0.0, -1e30, 1e30, FLOAT32_MAX, -FLOAT32_MAX], model.breakpoints.astype(np.float64), above.astype(np.float64)]
+        [
+            values,
+            [0.0, -1e30, 1e30, FLOAT32_MAX, -FLOAT32_MAX],
+            model.breakpoints.astype(np.float64),
+            above.astype(np.float64),
+        ]
     )
 
 
@@ -45,13 +52,14 @@ def series(draw: st.DrawFn) -> NDArray[np.float64]:
     size = draw(st.integers(2, 400))
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     kind = draw(st.sampled_from(["normal", "steps", "wave", "rounded", "heavy"]))
-    shape = {
+    makers: dict[str, Callable[[], NDArray[np.float64]]] = {
         "normal": lambda: generator.normal(size=size),
         "steps": lambda: generator.integers(0, 4, size).astype(float),
         "wave": lambda: np.sin(np.arange(size) / 7),
         "rounded": lambda: np.round(generator.normal(size=size), 1),
         "heavy": lambda: generator.standard_cauchy(size),
-    }[kind]()
+    }
+    shape = makers[kind]()
     scale = 10.0 ** draw(st.integers(-6, 6))
     offset = draw(st.sampled_from([0.0, 1.0, -1e3, 1e6])) * scale
     values: NDArray[np.float64] = shape * scale + offset
@@ -93,8 +101,8 @@ def test_scores_equal_scikit_learn(values: NDArray[np.float64], parameters: Dete
 
 
 def test_breakpoints_decide_in_single_precision() -> None:
-    """A value between two float32 numbers is scored as scikit-learn rounds it, not as it compares in double precision."""
-    values = np.float64(np.float32(1) + np.arange(50) * np.finfo(np.float32).eps)
+    """A value between two float32 numbers is scored as scikit-learn rounds it."""
+    values = (1 + np.arange(50) * float(np.finfo(np.float32).eps)).astype(np.float64)
     _, model = fit_isolation_forest(values, DetectorParameters(n_estimators=10))
     between = (values[:-1] + values[1:]) / 2
     reference = scikit_learn(values, DetectorParameters(n_estimators=10))

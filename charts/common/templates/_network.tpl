@@ -54,9 +54,7 @@ spec:
 {{/* pod --> cluster DNS. 5353 too: some distributions run DNS on it behind port 53. */}}
 {{- define "common.egressDns" -}}
 - to:
-    - namespaceSelector:
-        matchLabels:
-          kubernetes.io/metadata.name: {{ .root.Values.global.networkPolicy.dnsNamespace }}
+    {{- toYaml .root.Values.global.networkPolicy.dns | nindent 4 }}
   ports:
     - protocol: UDP
       port: 53

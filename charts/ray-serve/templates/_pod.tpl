@@ -37,6 +37,9 @@ spec:
         # `kubectl logs` shows the replicas' logs; nothing is rotated in a file.
         - name: RAY_LOG_TO_STDERR
           value: "1"
+        # Ray's own processes otherwise write pages of what only its developers read.
+        - name: RAY_BACKEND_LOG_LEVEL
+          value: warning
         # Ray's many threads would each keep an arena of freed memory.
         - name: MALLOC_ARENA_MAX
           value: "2"

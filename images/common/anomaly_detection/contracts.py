@@ -25,6 +25,7 @@ SeriesId = Annotated[str, StringConstraints(pattern=SERIES_ID_PATTERN)]
 PRODUCTION_ALIAS = "production"
 PREVIOUS_ALIAS = "previous"
 TAG_BLOB_KEY = "blob_key"
+TAG_MEAN, TAG_STD = "mean", "std"
 TAG_BLOB_SHA256 = "blob_sha256"
 TAG_SEQUENCE = "sequence"
 TAG_JOB_ID = "job_id"
@@ -92,8 +93,8 @@ class DetectorParameters(Contract):
         )
     )
     contamination: Literal["auto"] | Annotated[float, Field(gt=0, le=0.5)] = Field(
-        default="auto",
-        description='expected fraction of anomalies, which sets the threshold; "auto" takes the threshold 0.5',
+        default=0.01,
+        description='share of training points above the threshold; "auto" takes the threshold 0.5, which alarms often',
     )
     bootstrap: bool = Field(default=False, description="draw the points of a tree with replacement")
     random_state: int = Field(

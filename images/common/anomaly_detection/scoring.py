@@ -43,7 +43,7 @@ _FLOAT32 = np.dtype("<f4")
 
 
 class ModelFormatError(ValueError):
-    """The bytes are not a model blob that this code can read: damaged, truncated, of another kind or of a newer format."""
+    """The bytes are no model blob that can be read: damaged, truncated, of another kind or of a newer format."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,7 +122,9 @@ class ScoringModel:
         if hashlib.sha256(memoryview(blob)[_CHECKED_FROM:]).digest() != digest:
             raise ModelFormatError("the model blob is damaged or truncated: its checksum does not match")
         if version != _FORMAT_VERSION:
-            raise ModelFormatError(f"model format {version} is not known here, only {_FORMAT_VERSION}: upgrade the reader")
+            raise ModelFormatError(
+                f"model format {version} is not known here, only {_FORMAT_VERSION}: upgrade the reader"
+            )
         # Past the checksum the bytes are what a writer wrote; what follows guards against a writer that is wrong.
         try:
             header = json.loads(blob[_PREFIX.size : _PREFIX.size + header_size])
@@ -138,7 +140,9 @@ class ScoringModel:
                 std=float(header["std"]),
                 training=header["training"],
             )
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except ModelFormatError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise ModelFormatError(f"the header of the model blob cannot be read: {error!r}") from error
 
 
@@ -149,8 +153,8 @@ _OBJECT_BYTES = 2048
 def fallback_score(values: ArrayLike, mean: float, std: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Scores from the training mean and standard deviation alone, for when the model cannot be read.
 
-    With z = |value - mean| / std the score is `1 - 3 / (z + 3)`: 0 at the mean, 0.5 at three standard deviations, towards 1
-    far away. It has the range and direction of the model's score but not its meaning: do not compare the two.
+    With z = |value - mean| / std the score is `1 - 3 / (z + 3)`: 0 at the mean, 0.5 at three standard deviations,
+    towards 1 far away. It has the range and direction of the model's score but not its meaning: do not compare the two.
 
     Args:
         values: shape (n,), finite.
@@ -168,12 +172,12 @@ def fallback_score(values: ArrayLike, mean: float, std: float) -> tuple[NDArray[
 def fit_isolation_forest(values: ArrayLike, parameters: DetectorParameters) -> tuple[IsolationForest, ScoringModel]:
     """Fit an isolation forest to one series and turn it into its step function.
 
-    The estimator equals `IsolationForest(**parameters).fit(...)`. Only the `contamination` quantile is computed from the
-    step function instead of the trees, because scoring 100,000 points through 100 trees takes longer than the fit.
+    The estimator equals `IsolationForest(**parameters).fit(...)`. Only the `contamination` quantile is computed from
+    the step function instead of the trees, because scoring 100,000 points through 100 trees takes longer than the fit.
 
     Args:
-        values: shape (n,), as `series.read_points` and `series.check_variation` let them pass: finite and not constant in single
-            precision.
+        values: shape (n,), as `series.read_points` and `series.check_variation` let them pass: finite and not
+            constant in single precision.
         parameters: of the detector.
 
     Returns:
@@ -216,7 +220,7 @@ def fit_isolation_forest(values: ArrayLike, parameters: DetectorParameters) -> t
 
 
 def _usable_max_samples(max_samples: str | int | float, points: int) -> str | int | float:
-    """`max_samples` as scikit-learn takes it without a warning: a series may be shorter than the subsample asked for."""
+    """`max_samples` as scikit-learn takes it without a warning: a series may be shorter than what is asked for."""
     if isinstance(max_samples, int):
         return min(max_samples, points)
     if isinstance(max_samples, float):
@@ -245,8 +249,8 @@ def _step_function(estimator: IsolationForest) -> tuple[NDArray[np.float32], NDA
     for fitted in estimator.estimators_:
         tree = fitted.tree_
         is_leaf = tree.children_left == -1
-        # scikit-learn numbers nodes depth first, left before right: leaves come in the order of their intervals, and sorted
-        # thresholds are the boundaries between them.
+        # scikit-learn numbers nodes depth first, left before right: leaves come in the order of their intervals, and
+        # sorted thresholds are the boundaries between them.
         lengths = (tree.compute_node_depths() - 1.0 + _average_path_length(tree.n_node_samples))[is_leaf]
         leftmost += lengths[0]
         thresholds.append(np.sort(tree.threshold[~is_leaf]))
@@ -256,7 +260,7 @@ def _step_function(estimator: IsolationForest) -> tuple[NDArray[np.float32], NDA
     exact = exact[order]
     total = leftmost + np.concatenate(([0.0], np.concatenate(changes)[order].cumsum()))
 
-    # A tree compares float32(value) <= float64(threshold): for a float32 the same as <= the largest float32 not above it.
+    # A tree compares float32(value) <= float64(threshold): the same as <= the largest float32 not above it.
     breakpoints = exact.astype(np.float32)
     too_high = breakpoints > exact
     breakpoints[too_high] = np.nextafter(breakpoints[too_high], np.float32(-np.inf))
@@ -274,8 +278,8 @@ def _compact(
 ) -> dict[str, NDArray[np.float32]]:
     """Scores in single precision, off by 1.2e-7 of themselves at most, and neighbours that became equal merged.
 
-    Rounding never moves a score across the threshold, so that `is_anomaly` stays exact: where rounding to nearest would, the
-    neighbouring float32 on the right side is taken.
+    Rounding never moves a score across the threshold, so that `is_anomaly` stays exact: where rounding to nearest
+    would, the neighbouring float32 on the right side is taken.
     """
     rounded = scores.astype(np.float32)
     anomalous = scores > threshold

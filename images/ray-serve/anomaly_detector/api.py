@@ -10,14 +10,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
+from fastapi import FastAPI, Request, Response
+
 from anomaly_detection.broker import NAME as BROKER
-from anomaly_detection.errors import AppError, DependencyUnavailableError, ErrorCode, ErrorEnvelope, install_error_handlers
+from anomaly_detection.errors import (
+    AppError,
+    DependencyUnavailableError,
+    ErrorCode,
+    ErrorEnvelope,
+    install_error_handlers,
+)
 from anomaly_detection.http import RequestMiddleware
 from anomaly_detection.object_store import NAME as OBJECT_STORE
 from anomaly_detection.object_store import ObjectStore
 from anomaly_detection.settings import BrokerSettings, MlflowSettings, ObjectStoreSettings
-from fastapi import FastAPI, Request, Response
-
 from anomaly_detector.breaker import CircuitBreaker
 from anomaly_detector.cache import ModelCache
 from anomaly_detector.events import CompletionEvents
@@ -98,7 +104,7 @@ def build_service(
 
 @asynccontextmanager
 async def connected_service() -> AsyncIterator[Service]:
-    """A service with its real dependencies, as the environment names them. None of them needs to be there for it to start."""
+    """A service with its real dependencies, as the environment names them. It starts without any of them."""
     registry = Registry(MlflowSettings())
     service = build_service(InferenceSettings(), registry, ObjectStore(ObjectStoreSettings()))
     events = CompletionEvents(BrokerSettings(), service.cache)
@@ -156,7 +162,12 @@ def _add_prediction_routes(app: FastAPI) -> None:
         point = await _read_json(request, service.settings.max_body_bytes)
         return _json(await service.predictor.predict_one(series_id, parse_version(version), point))
 
-    @app.post("/predict/{series_id}/batch", response_model=BatchPrediction, openapi_extra=_body(BatchRequest), tags=["predict"])
+    @app.post(
+        "/predict/{series_id}/batch",
+        response_model=BatchPrediction,
+        openapi_extra=_body(BatchRequest),
+        tags=["predict"],
+    )
     async def predict_batch(series_id: str, request: Request, version: str | None = None) -> Response:
         """Score points of a series, with increasing timestamps; the answer has their order."""
         check_series_id(series_id)
@@ -179,7 +190,12 @@ def _add_cache_routes(app: FastAPI) -> None:
         """What this replica has in memory; the models used last come first."""
         cache = _service(request).cache
         models = [
-            {"series_id": series_id, "pinned": version is not None, "version": loaded.version, "bytes": loaded.model.nbytes}
+            {
+                "series_id": series_id,
+                "pinned": version is not None,
+                "version": loaded.version,
+                "bytes": loaded.model.nbytes,
+            }
             for series_id, version, loaded in cache.state()[: max(limit, 0)]
         ]
         return _json({**_cache_summary(cache), "entries": models})
@@ -244,7 +260,7 @@ def _add_health_routes(app: FastAPI, metrics: Metrics) -> None:
 
     @app.get("/health", tags=["health"])
     async def health(request: Request) -> Response:
-        """State and latency of each dependency, circuit breakers, cache. 503 while one is away: for monitoring, not for probes."""
+        """Dependencies, circuit breakers, cache. 503 while a dependency is away: for monitoring, not for probes."""
         service = _service(request)
         found = await dependencies(service)
         answers = asdict(service.predictor.answers)
@@ -262,7 +278,9 @@ def _add_health_routes(app: FastAPI, metrics: Metrics) -> None:
     async def prometheus(request: Request) -> Response:
         """Metrics of this replica in Prometheus' text format."""
         service = _service(request)
-        return Response(metrics.render(service.cache, service.predictor.answers, service.breakers), media_type=Metrics.MEDIA_TYPE)
+        return Response(
+            metrics.render(service.cache, service.predictor.answers, service.breakers), media_type=Metrics.MEDIA_TYPE
+        )
 
 
 def _service(request: Request) -> Service:
@@ -303,7 +321,9 @@ async def _read_json(request: Request, max_bytes: int) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise AppError(ErrorCode.INVALID_INPUT, "the body is not JSON", [{"field": "body", "reason": str(error)}]) from error
+        raise AppError(
+            ErrorCode.INVALID_INPUT, "the body is not JSON", [{"field": "body", "reason": str(error)}]
+        ) from error
 
 
 def _only_member(name: str, body: Any) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 
-from anomaly_detection.http import Application, Event, Receive, Scope, Send
-from anomaly_detection.logging import configure_logging
-from anomaly_detection.settings import ServiceSettings
 from fastapi import FastAPI
 from ray import serve
 
+from anomaly_detection.http import Application, Event, Receive, Scope, Send
+from anomaly_detection.logging import configure_logging
+from anomaly_detection.settings import ServiceSettings
 from anomaly_detector.api import create_app
 
 
@@ -36,7 +36,7 @@ class SingleRequestIdMiddleware:
 
 
 def build() -> FastAPI:
-    """The application of one replica. Ray calls this in the replica's process, so that nothing of it has to be pickled."""
+    """The application of one replica. Ray calls this in the replica's process: nothing has to be pickled."""
     # Ray Serve replaces `sys.stdout` by a logger of its own that writes to a file; ours go to the container's output.
     with redirect_stdout(sys.__stdout__):
         configure_logging("ray-serve", ServiceSettings().log_level)
@@ -45,10 +45,9 @@ def build() -> FastAPI:
     return app
 
 
-@serve.deployment
 @serve.ingress(build)
 class AnomalyDetector:
     """One replica: its own process, event loop and cache. Replicas, resources and limits are set in serveConfigV2."""
 
 
-app = AnomalyDetector.bind()
+app = serve.deployment(name="AnomalyDetector")(AnomalyDetector).bind()

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class BreakerState(StrEnum):
-    """Closed: calls go through. Open: they fail at once. Half-open: one call finds out whether the dependency is back."""
+    """Closed: calls go through. Open: they fail at once. Half-open: one call finds out if the dependency is back."""
 
     CLOSED = "closed"
     OPEN = "open"

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from anomaly_detection.errors import AppError, DependencyUnavailableError
-
 from anomaly_detector.loader import LoadedModel, ModelLoader
 
 _ABSENT_KEPT = 10_000
@@ -50,10 +49,10 @@ class _Load:
 
 @dataclass(slots=True)
 class ModelCache:
-    """Cache of models, for use within one event loop. Nothing is locked: loads of different models do not wait for each other.
+    """Cache of models within one event loop, without locks: loads of different models do not wait for each other.
 
-    A model in production is asked for again after its TTL, or when `refresh` says that it changed. While its registry or
-    store is away it goes on being served. A pinned version never changes and only leaves when memory is needed.
+    A model in production is asked for again after its TTL, or when `refresh` says that it changed. While its registry
+    or store is away it goes on being served. A pinned version never changes and only leaves when memory is needed.
 
     Attributes:
         loader: where models come from.
@@ -157,7 +156,7 @@ class ModelCache:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _join(self, key: Key) -> LoadedModel:
-        """Wait for the load under way, or start one. A request that goes away does not take the load of others with it."""
+        """Wait for the load under way, or start one. A request that goes away does not take others' load with it."""
         load = self._loads.get(key) or self._start(key)
         return await asyncio.shield(load.task)
 
@@ -202,7 +201,7 @@ class ModelCache:
 
     def _store(self, key: Key, loaded: LoadedModel) -> None:
         self._drop(key)
-        lifetime = self.ttl_seconds * (1 + random.uniform(-self.ttl_jitter, self.ttl_jitter))
+        lifetime = self.ttl_seconds * (1 + random.uniform(-self.ttl_jitter, self.ttl_jitter))  # noqa: S311 - spreads load, no secret
         self._entries[key] = _Entry(loaded, self.clock() + lifetime)
         self.nbytes += loaded.model.nbytes
         while self.nbytes > self.max_bytes:

@@ -9,12 +9,12 @@ from uuid import uuid4
 
 import aio_pika
 from aio_pika.exceptions import AMQPError
+from pydantic import ValidationError
+
 from anomaly_detection.broker import NAME
 from anomaly_detection.contracts import COMPLETED_ROUTING_PATTERN, EVENTS_EXCHANGE, TrainingCompleted
 from anomaly_detection.errors import DependencyUnavailableError
 from anomaly_detection.settings import BrokerSettings
-from pydantic import ValidationError
-
 from anomaly_detector.cache import ModelCache
 
 _RECONNECT_SECONDS = 2.0
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 class CompletionEvents:
     """Refreshes a cache with every `training.completed.*`, through a queue that only this replica has.
 
-    The queue goes with its connection. Events of the time in between are lost, so after each reconnection the whole cache asks
-    the registry again. While the broker is away the cache's TTL bounds how old a served model can be.
+    The queue goes with its connection. Events of the time in between are lost, so after each reconnection the whole
+    cache asks the registry again. While the broker is away the cache's TTL bounds how old a served model can be.
 
     Args:
         settings: where the broker is.
@@ -54,7 +54,7 @@ class CompletionEvents:
             try:
                 await self._receive()
             # Any reason is a reason to try again: aio-pika and the sockets below it raise a wide choice of them.
-            except (AMQPError, OSError, RuntimeError, asyncio.TimeoutError) as error:
+            except (TimeoutError, AMQPError, OSError, RuntimeError) as error:
                 logger.warning("no events from the broker, trying again", extra={"reason": repr(error)})
             await asyncio.sleep(_RECONNECT_SECONDS)
 
@@ -70,8 +70,12 @@ class CompletionEvents:
             client_properties={"connection_name": "anomaly-detector"},
             timeout=10,
         )
+        # `connection.closed()` waits for our own closing only, not for a connection that is lost.
+        lost = asyncio.Event()
+        connection.close_callbacks.add(lambda *_: lost.set())
         async with connection:
             channel = await connection.channel(publisher_confirms=False)
+            channel.close_callbacks.add(lambda *_: lost.set())
             queue = await channel.declare_queue(f"serving-{uuid4()}", exclusive=True, auto_delete=True, timeout=10)
             await queue.bind(EVENTS_EXCHANGE, COMPLETED_ROUTING_PATTERN, timeout=10)
             self._cache.expire_all()
@@ -79,9 +83,10 @@ class CompletionEvents:
             logger.info("events of the broker arrive")
             try:
                 await queue.consume(self._on_event, no_ack=True)
-                await connection.closed()
+                await lost.wait()
             finally:
                 self._connected = False
+        raise ConnectionError("the connection to the broker is lost")
 
     async def _on_event(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
         self.apply(message.body)

@@ -14,7 +14,6 @@ from anomaly_detection.errors import DependencyUnavailableError
 from anomaly_detection.object_store import NAME as OBJECT_STORE
 from anomaly_detection.object_store import ObjectNotFoundError
 from anomaly_detection.scoring import ModelFormatError, ScoringModel
-
 from anomaly_detector.breaker import CircuitBreaker
 from anomaly_detector.registry import ModelRecord
 
@@ -94,7 +93,8 @@ class ModelLoader:
 
         Raises:
             AppError: MODEL_NOT_FOUND or INVALID_VERSION.
-            DependencyUnavailableError: the registry or the store is away; UnreadableModelError: the blob is not the model's.
+            DependencyUnavailableError: the registry or the store is away.
+            UnreadableModelError: the blob is not the model's.
         """
         start = time.perf_counter()
         record = await self._registry_breaker.call(lambda: self._registry.find(series_id, version))
@@ -110,7 +110,12 @@ class ModelLoader:
         except (ObjectNotFoundError, ModelFormatError) as error:
             logger.error(
                 "a model cannot be read",
-                extra={"series_id": series_id, "version": record.version, "key": record.blob_key, "reason": repr(error)},
+                extra={
+                    "series_id": series_id,
+                    "version": record.version,
+                    "key": record.blob_key,
+                    "reason": repr(error),
+                },
             )
             raise UnreadableModelError(OBJECT_STORE) from error
         self._remember(series_id, version, Statistics(record.version, model.mean, model.std))

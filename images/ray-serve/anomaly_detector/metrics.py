@@ -60,7 +60,7 @@ class _State:
         yield CounterMetricFamily("model_cache_hits", "Requests answered from memory.", counts.hits)
         yield CounterMetricFamily("model_cache_misses", "Requests that had to wait for a model.", counts.misses)
         yield CounterMetricFamily("model_cache_evictions", "Models dropped for lack of memory.", counts.evictions)
-        yield CounterMetricFamily("model_cache_stale_answers", "Expired models served: reload failed.", counts.stale_answers)
+        yield CounterMetricFamily("model_cache_stale_answers", "Expired models served.", counts.stale_answers)
         yield CounterMetricFamily("model_loads", "Models loaded or found unchanged.", counts.loads)
         yield CounterMetricFamily("model_load_failures", "Loads that failed for a dependency.", counts.load_failures)
         yield CounterMetricFamily("model_load_seconds", "Time spent loading models.", counts.load_seconds)
@@ -68,7 +68,9 @@ class _State:
         points.add_metric(("model",), self._answers.model)
         points.add_metric(("fallback",), self._answers.fallback)
         yield points
-        circuits = GaugeMetricFamily("circuit_state", "1 for the state a breaker is in.", labels=("dependency", "state"))
+        circuits = GaugeMetricFamily(
+            "circuit_state", "1 for the state a breaker is in.", labels=("dependency", "state")
+        )
         for breaker in self._breakers:
             for state in BreakerState:
                 circuits.add_metric((breaker.dependency, state), float(breaker.state is state))

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from anomaly_detection.contracts import is_series_id
 from anomaly_detection.errors import AppError, DependencyUnavailableError, ErrorCode
 from anomaly_detection.scoring import FALLBACK_THRESHOLD, fallback_score
 from anomaly_detection.series import LATEST_TIMESTAMP, read_points
-
 from anomaly_detector.cache import ModelCache
 from anomaly_detector.loader import LoadedModel, ModelLoader, Statistics
 
@@ -182,15 +182,18 @@ def parse_version(text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
-        raise AppError(ErrorCode.INVALID_VERSION, f"a version is a positive whole number, not {text[:50]!r}", status=422)
+        raise AppError(
+            ErrorCode.INVALID_VERSION, f"a version is a positive whole number, not {text[:50]!r}", status=422
+        )
     return int(text)
 
 
 def _is_point(point: Any) -> bool:
-    """Whether `point` is well formed; the quick way for single predictions, `read_points` being made for many points."""
+    """Whether `point` is well formed; the quick way for one point, `read_points` being made for many."""
     if type(point) is not dict or len(point) != 2:
         return False
-    timestamp, value = point.get("timestamp"), point.get("value")
+    timestamp: Any = point.get("timestamp")
+    value: Any = point.get("value")
     return (
         type(timestamp) in _NUMBERS
         and type(value) in _NUMBERS

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from anomaly_detection.contracts import PRODUCTION_ALIAS, TAG_BLOB_KEY, TAG_BLOB_SHA256, model_name
+
+from anomaly_detection.contracts import (
+    PRODUCTION_ALIAS,
+    TAG_BLOB_KEY,
+    TAG_BLOB_SHA256,
+    TAG_MEAN,
+    TAG_STD,
+    model_name,
+)
 from anomaly_detection.errors import AppError, DependencyUnavailableError, ErrorCode
 from anomaly_detection.settings import MlflowSettings
 
@@ -17,7 +25,7 @@ NAME = "mlflow"
 _TIMEOUT = httpx.Timeout(5.0, connect=2.0)
 _CHECK_TIMEOUT = httpx.Timeout(2.0)
 _API = "/api/2.0/mlflow"
-# An alias or a model that does not exist: MLflow answers the first as a bad parameter, the second as a missing resource.
+# MLflow answers a missing alias as a bad parameter, a missing model as a missing resource.
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
 
@@ -110,12 +118,15 @@ def _record(series_id: str, version: Mapping[str, Any]) -> ModelRecord:
     """The record in MLflow's description of a version."""
     tags = {tag["key"]: tag["value"] for tag in version.get("tags", ())}
     number = int(version["version"])
+    mean: float | None
+    std: float | None
     try:
-        mean, std = float(tags["mean"]), float(tags["std"])
+        mean, std = float(tags[TAG_MEAN]), float(tags[TAG_STD])
     except (KeyError, ValueError):
         mean = std = None
     if TAG_BLOB_KEY not in tags or TAG_BLOB_SHA256 not in tags:
         raise AppError(
-            ErrorCode.MODEL_NOT_FOUND, f"version {number} of the model of series {series_id} has no blob that can be served"
+            ErrorCode.MODEL_NOT_FOUND,
+            f"version {number} of the model of series {series_id} has no blob that can be served",
         )
     return ModelRecord(number, tags[TAG_BLOB_KEY], tags[TAG_BLOB_SHA256], mean, std)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from anomaly_detection.contracts import Point
 from pydantic import BaseModel, Field
+
+from anomaly_detection.contracts import Point
 
 PointRequest = Point
 
@@ -43,7 +44,9 @@ class Scored(BaseModel):
 
     timestamp: float
     value: float
-    anomaly_score: float = Field(description="in (0, 1] from the model, [0, 1] from the fallback; higher is more anomalous")
+    anomaly_score: float = Field(
+        description="(0, 1] from the model, [0, 1] from the fallback; higher is more anomalous"
+    )
     is_anomaly: bool = Field(description="the score is greater than the threshold")
 
 

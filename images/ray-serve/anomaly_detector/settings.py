@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from anomaly_detection.settings import ServiceSettings
 from pydantic import Field
+
+from anomaly_detection.settings import ServiceSettings
 
 
 class InferenceSettings(ServiceSettings):
-    """`MODEL_CACHE_*`, `BATCH_MAX_POINTS`, `MAX_BODY_BYTES` and `CIRCUIT_BREAKER_*`; sizes in bytes, times in seconds."""
+    """`MODEL_CACHE_*`, `BATCH_MAX_POINTS`, `MAX_BODY_BYTES`, `CIRCUIT_BREAKER_*`; sizes in bytes, times in seconds."""
 
     model_cache_max_bytes: int = Field(default=512 * 1024**2, gt=0)
     model_cache_ttl_seconds: float = Field(default=7200, gt=0)
     model_cache_ttl_jitter: float = Field(
-        default=0.1, ge=0, lt=1, description="fraction of the TTL; spreads the reloads of models that were loaded together"
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="fraction of the TTL; spreads the reloads of models loaded together",
     )
     model_cache_negative_seconds: float = Field(
         default=2, ge=0, description="how long it is remembered that a series has no model"

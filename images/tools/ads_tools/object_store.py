@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,8 @@ from xml.sax.saxutils import escape
 import httpx
 import urllib3
 from minio import Minio, MinioAdmin
-from minio.credentials import Credentials, StaticProvider
+from minio.credentials.credentials import Credentials
+from minio.credentials.providers import StaticProvider
 from minio.error import MinioAdminException, MinioException, S3Error
 from minio.signer import sign_v4_s3
 
@@ -26,7 +28,13 @@ _USER_SECONDS = 60.0
 _REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch"}
 
 _READ_OBJECTS = ("s3:GetObject",)
-_WRITE_OBJECTS = (*_READ_OBJECTS, "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts")
+_WRITE_OBJECTS = (
+    *_READ_OBJECTS,
+    "s3:PutObject",
+    "s3:DeleteObject",
+    "s3:AbortMultipartUpload",
+    "s3:ListMultipartUploadParts",
+)
 # Without the right to list, a missing object is answered as forbidden instead of not found.
 _READ_BUCKET = ("s3:ListBucket", "s3:GetBucketLocation")
 _WRITE_BUCKET = (*_READ_BUCKET, "s3:ListBucketMultipartUploads")
@@ -130,7 +138,9 @@ class VersityEngine:
             try:
                 self._buckets.set_bucket_policy(bucket, json.dumps({"Version": "2012-10-17", "Statement": statements}))
             except S3Error as error:
-                raise Failure(f"versitygw refuses the policy of bucket {bucket}: {error.code} {error.message}") from error
+                raise Failure(
+                    f"versitygw refuses the policy of bucket {bucket}: {error.code} {error.message}"
+                ) from error
         for user in users:
             say(f"user {user.name}: {user.bucket}, {'reads and writes' if user.writes else 'reads'}")
 
@@ -140,7 +150,7 @@ class VersityEngine:
         now = datetime.now(UTC)
         url = urlsplit(f"{self._endpoint}{path}" + (f"?{urlencode(query)}" if query else ""))
         digest = hashlib.sha256(content).hexdigest()
-        headers: dict[str, Any] = {
+        headers: dict[str, str | list[str] | tuple[str]] = {
             "Host": url.netloc,
             "x-amz-content-sha256": digest,
             "x-amz-date": now.strftime("%Y%m%dT%H%M%SZ"),
@@ -155,7 +165,13 @@ class VersityEngine:
             date=now,
         )
         try:
-            return httpx.patch(url.geturl(), content=content, headers=signed, timeout=10, trust_env=False)
+            return httpx.patch(
+                url.geturl(),
+                content=content,
+                headers={name: str(value) for name, value in signed.items()},
+                timeout=10,
+                trust_env=False,
+            )
         except httpx.HTTPError as error:
             raise Failure(f"versitygw does not answer on {path}: {error!r}") from error
 
@@ -225,12 +241,12 @@ def provision(root: Minio, engine: Engine, users: Sequence[User], connect_as: Ca
                 raise Failure(f"bucket {bucket} cannot be made: {error.code} {error.message}") from error
     engine.ensure_users(users)
     for user in users:
-        wait_until(f"user {user.name}", lambda user=user: _reach(connect_as(user), user), seconds=_USER_SECONDS)
+        wait_until(f"user {user.name}", functools.partial(_reach, connect_as(user), user), seconds=_USER_SECONDS)
     say(f"done: {len(users)} users reach their buckets")
 
 
 def _reach(client: Minio, user: User) -> None:
-    """Return if the user may look for an object in its bucket and finds none; stores take a moment to see new secrets."""
+    """Return if the user may look for an object in its bucket; stores take a moment to see new secrets."""
     try:
         client.stat_object(user.bucket, "no-such-object")
     except S3Error as error:

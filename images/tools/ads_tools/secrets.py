@@ -49,13 +49,16 @@ def read_specification(text: str) -> list[SecretSpec]:
         Failure: it has another form.
     """
     try:
+        items = json.loads(text)
+        if not isinstance(items, list):
+            raise TypeError("not a list")
         return [
             SecretSpec(
                 name=item["name"],
                 keys={key: _key_spec(spec) for key, spec in item["keys"].items()},
                 labels=dict(item.get("labels") or {}),
             )
-            for item in json.loads(text)
+            for item in items
         ]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Failure(f"the specification of the Secrets cannot be read: {error!r}") from error

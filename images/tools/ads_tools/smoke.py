@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import time
@@ -19,6 +20,7 @@ SERIES_ID = "smoke_test"
 
 POINTS = 1_000
 ORDINARY, OUTLIER = 0.0, 50.0
+CONTAMINATION = 0.01
 
 _HEALTH_SECONDS = 180.0
 _TRAINING_SECONDS = 180.0
@@ -53,7 +55,7 @@ class Smoke:
             ("MLflow", self.mlflow, "/health"),
             ("inference", self.inference, "/health/ready"),
         ):
-            self._step(f"{name} is ready", _HEALTH_SECONDS, lambda client=client, path=path: _get(client, path))
+            self._step(f"{name} is ready", _HEALTH_SECONDS, functools.partial(_get, client, path))
 
         version = self._train()
 
@@ -64,18 +66,22 @@ class Smoke:
         for value, expected, prediction in ((OUTLIER, True, outlier), (ORDINARY, False, ordinary)):
             told = f"value {value:g}: score {prediction['anomaly_score']:.3f}, threshold {prediction['threshold']:.3f}"
             if prediction["is_anomaly"] is not expected:
-                raise Failure(f"{told}, but it {'is' if expected else 'is not'} an anomaly")
+                raise Failure(
+                    f"{told}: this {'is' if expected else 'is not'} an anomaly, but the service says otherwise"
+                )
             say(f"ok    {told}, {'an anomaly' if expected else 'ordinary'}")
-        self._predict_batch(version)
+        self._predict_batch()
 
     def _train(self) -> int:
         """Fit the series; returns the version of the model."""
-        body = {"data": series(int(time.time()))}
-        answer = self._step("a series is accepted for training", _HEALTH_SECONDS, lambda: _post(self.api, f"/fit/{SERIES_ID}", body))
+        body = {"data": series(int(time.time())), "parameters": {"contamination": CONTAMINATION}}
+        answer = self._step(
+            "a series is accepted for training", _HEALTH_SECONDS, lambda: _post(self.api, f"/fit/{SERIES_ID}", body)
+        )
         job_id = answer["job_id"]
 
         def finished() -> dict[str, Any]:
-            job = _get(self.api, f"/jobs/{job_id}")
+            job: dict[str, Any] = _get(self.api, f"/jobs/{job_id}")
             if job["status"] not in _FINAL:
                 raise NotYetError(f"job {job_id} is {job['status']}")
             return job
@@ -89,12 +95,12 @@ class Smoke:
 
     def _predict_with(self, version: int, value: float) -> dict[str, Any]:
         point = {"timestamp": int(time.time()), "value": value}
-        prediction = _post(self.inference, f"/predict/{SERIES_ID}", point)
+        prediction: dict[str, Any] = _post(self.inference, f"/predict/{SERIES_ID}", point)
         if prediction["model_version"] < version or prediction["source"] != "model":
             raise NotYetError(f"version {prediction['model_version']} answered, from the {prediction['source']}")
         return prediction
 
-    def _predict_batch(self, version: int) -> None:
+    def _predict_batch(self) -> None:
         """Half ordinary values, half outliers: the batch route must tell them apart."""
         start = int(time.time())
         values = [ORDINARY, OUTLIER] * 50
@@ -113,8 +119,8 @@ class Smoke:
 
 
 def series(end: int) -> list[dict[str, float]]:
-    """A slow wave with noise around `ORDINARY`, one point every 5 minutes until `end`; another series for another `end`."""
-    noise = random.Random(end)
+    """A slow wave with noise around `ORDINARY`, a point every 5 minutes until `end`; another for another `end`."""
+    noise = random.Random(end)  # noqa: S311 - test data
     return [
         {"timestamp": end - 300 * (POINTS - i), "value": round(math.sin(i / 20) + noise.gauss(0, 0.3), 6)}
         for i in range(POINTS)
@@ -122,7 +128,9 @@ def series(end: int) -> list[dict[str, float]]:
 
 
 def _durations(durations: Mapping[str, float | None]) -> str:
-    return ", ".join(f"{name.removesuffix('_s')} {seconds:.2f} s" for name, seconds in durations.items() if seconds is not None)
+    return ", ".join(
+        f"{name.removesuffix('_s')} {seconds:.2f} s" for name, seconds in durations.items() if seconds is not None
+    )
 
 
 def _get(client: httpx.Client, path: str) -> Any:

@@ -61,7 +61,7 @@ FIT_EXAMPLE = {
         {"timestamp": 1700000000 + 300 * i, "value": round(math.sin(i / 5) + 0.01 * (i * 7 % 13), 4)}
         for i in range(120)
     ],
-    "parameters": {"n_estimators": 100, "contamination": "auto", "random_state": 42},
+    "parameters": {"n_estimators": 100, "contamination": 0.01, "random_state": 42},
 }
 
 

@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from anomaly_detection.logging import configure_logging, set_request_id
+from training_worker.results import TrainingError
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ class TrainingProcess:
 
         Raises:
             ProcessDiedError: the process ended before it answered; the next call starts another one.
-            Exception: whatever the method raised.
+            TrainingError: as the method raised it.
+            RuntimeError: the method raised anything else.
         """
         async with self._turn:
             await self.start()
@@ -108,7 +110,10 @@ class TrainingProcess:
         try:
             succeeded, value = await asyncio.to_thread(self._connection.recv)
         except (EOFError, OSError) as error:
-            code = self._process.exitcode if self._process else None
+            code = None
+            if self._process is not None:
+                await asyncio.to_thread(self._process.join, 2)
+                code = self._process.exitcode
             self.kill()
             raise ProcessDiedError(f"the training process ended with code {code}") from error
         except asyncio.CancelledError:
@@ -141,7 +146,7 @@ def _serve(connection: Connection, target: str, arguments: dict[str, Any], log_l
         served = getattr(importlib.import_module(module), name)(**arguments)
     except Exception as error:
         logger.exception("the training process cannot start")
-        connection.send((False, error))
+        connection.send((False, RuntimeError(f"{type(error).__name__}: {error}")))
         return
     connection.send((True, None))
     while True:
@@ -152,10 +157,10 @@ def _serve(connection: Connection, target: str, arguments: dict[str, Any], log_l
         set_request_id(request_id)
         try:
             answer = (True, getattr(served, method)(*call_arguments))
-        except Exception as error:
-            error.__cause__ = error.__context__ = None  # of a library's type, which may not survive pickling
+        except TrainingError as error:
             answer = (False, error)
-        try:
-            connection.send(answer)
-        except (TypeError, AttributeError, ValueError) as error:  # not picklable
-            connection.send((False, RuntimeError(f"{answer[1]!r} cannot be sent: {error}")))
+        except Exception as error:
+            # Reading an exception of MLflow or scikit-learn would import them into the other process.
+            logger.exception("unexpected error in the training process")
+            answer = (False, RuntimeError(f"{type(error).__name__}: {error}"))
+        connection.send(answer)

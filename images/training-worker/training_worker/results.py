@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-class RegistryUnavailableError(Exception):
+class TrainingError(Exception):
+    """A failure with a meaning to the worker."""
+
+
+class RegistryUnavailableError(TrainingError):
     """MLflow, or the object store behind it, does not answer."""
 
 
-class UntrainableError(Exception):
+class UntrainableError(TrainingError):
     """No attempt at this job can succeed; the message says why."""
 
 

@@ -34,7 +34,9 @@ from anomaly_detection.contracts import (
     TAG_BLOB_KEY,
     TAG_BLOB_SHA256,
     TAG_JOB_ID,
+    TAG_MEAN,
     TAG_SEQUENCE,
+    TAG_STD,
     DetectorParameters,
     TrainingJob,
     model_name,
@@ -64,8 +66,9 @@ class Trainer:
         # The logged model's artifacts and `models:/` sources are resolved through these.
         mlflow.set_tracking_uri(tracking_uri)
         mlflow.set_registry_uri(tracking_uri)
-        # It warns of the serialization format at every save.
-        logging.getLogger("mlflow.sklearn").setLevel(logging.ERROR)
+        # At every save they warn of the serialization format, and that the image has no pip to name.
+        for name in ("mlflow.sklearn", "mlflow.utils.environment"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         self._experiment_name = experiment_name
         self._experiment_id = ""
         self._requirements = [
@@ -241,6 +244,9 @@ class Trainer:
                     **tags,
                     TAG_BLOB_KEY: blob_key(logged.artifact_location),
                     TAG_BLOB_SHA256: hashlib.sha256(blob).hexdigest(),
+                    # Serving answers by these while the object store is away.
+                    TAG_MEAN: repr(model.mean),
+                    TAG_STD: repr(model.std),
                 },
                 await_creation_for=0,
             )

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from chart_harness import Chart, Renderer, find_helm
 from chart_harness.plugin import session_of
 

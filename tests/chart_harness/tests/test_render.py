@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from chart_harness import Chart, HelmError, Renderer, Scenario
 from chart_harness.render import readable_error
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from chart_harness import SchemaStore
 from chart_harness.objects import load_yaml
 

@@ -1,0 +1,621 @@
+"""The inference service through its routes, on a registry and a store whose failures the tests decide."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, cast
+from urllib.parse import parse_qs
+from uuid import uuid4
+
+import httpx
+import numpy as np
+import pytest
+from pydantic import SecretStr
+
+from anomaly_detection.contracts import DetectorParameters, TrainingCompleted
+from anomaly_detection.errors import DependencyUnavailableError
+from anomaly_detection.object_store import ObjectNotFoundError, ObjectStore
+from anomaly_detection.scoring import ScoringModel, fit_isolation_forest
+from anomaly_detection.settings import BrokerSettings, MlflowSettings
+from anomaly_detector.api import Service, build_service, create_app
+from anomaly_detector.breaker import BreakerState
+from anomaly_detector.events import CompletionEvents
+from anomaly_detector.registry import Registry
+from anomaly_detector.settings import InferenceSettings
+
+SETTINGS = InferenceSettings(
+    model_cache_ttl_seconds=100,
+    model_cache_ttl_jitter=0,
+    model_cache_negative_seconds=2,
+    circuit_breaker_failures=3,
+    circuit_breaker_retry_seconds=30,
+    max_body_bytes=200_000,
+    batch_max_points=1000,
+)
+
+
+@pytest.fixture(scope="module")
+def blobs() -> list[bytes]:
+    """Models fitted around 0, 100 and 200."""
+    generator = np.random.default_rng(5)
+    parameters = DetectorParameters(n_estimators=10, contamination=0.02)
+    return [fit_isolation_forest(generator.normal(100 * i, 1, 500), parameters)[1].to_bytes() for i in range(3)]
+
+
+@dataclass
+class Store:
+    """Objects in memory; counts reads, and can be away or slow."""
+
+    objects: dict[str, bytes] = field(default_factory=dict)
+    away: bool = False
+    gate: asyncio.Event | None = None
+    waiting: asyncio.Event = field(default_factory=asyncio.Event)
+    reads: int = 0
+
+    async def get(self, key: str) -> bytes:
+        self.reads += 1
+        if self.gate:
+            self.waiting.set()
+            await self.gate.wait()
+        await self.check()
+        if key not in self.objects:
+            raise ObjectNotFoundError(key)
+        return self.objects[key]
+
+    async def check(self) -> None:
+        if self.away:
+            raise DependencyUnavailableError("object-store")
+
+
+@dataclass
+class Mlflow:
+    """The registry's REST routes as MLflow 3 answers them."""
+
+    versions: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    away: bool = False
+    requests: int = 0
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        self.requests += 1
+        if self.away:
+            raise httpx.ConnectError("refused", request=request)
+        if request.url.path == "/health":
+            return httpx.Response(200, text="OK")
+        query = {name: values[0] for name, values in parse_qs(request.url.query.decode()).items()}
+        versions = self.versions.get(query["name"].removeprefix("model_od_"))
+        if versions is None:
+            return httpx.Response(404, json={"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "not found"})
+        if request.url.path.endswith("/registered-models/get"):
+            return httpx.Response(200, json={"registered_model": {"name": query["name"]}})
+        if "version" not in query and not versions:
+            return httpx.Response(400, json={"error_code": "INVALID_PARAMETER_VALUE", "message": "alias not found"})
+        number = int(query.get("version", len(versions)))
+        if number > len(versions):
+            return httpx.Response(404, json={"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "not found"})
+        tags = [{"key": key, "value": value} for key, value in versions[number - 1].items()]
+        return httpx.Response(200, json={"model_version": {"version": str(number), "tags": tags}})
+
+
+@dataclass
+class World:
+    """A service and everything around it."""
+
+    mlflow: Mlflow
+    store: Store
+    service: Service
+    client: httpx.AsyncClient
+    time: float = 0.0
+
+    def publish(self, series_id: str, blob: bytes, **tags: str) -> None:
+        """Register a version, in production at once."""
+        versions = self.mlflow.versions.setdefault(series_id, [])
+        key = f"{series_id}/{len(versions) + 1}/model.ads"
+        self.store.objects[key] = blob
+        versions.append({"blob_key": key, "blob_sha256": hashlib.sha256(blob).hexdigest(), **tags})
+
+    async def predict(self, series_id: str, value: float = 0.1, version: object = None) -> httpx.Response:
+        """Ask for one point."""
+        query = {} if version is None else {"version": str(version)}
+        return await self.client.post(
+            f"/predict/{series_id}", json={"timestamp": 1700000000, "value": value}, params=query
+        )
+
+    async def settle(self) -> None:
+        """Let the loads in the background end."""
+        loads = [load.task for load in self.service.cache._loads.values()]
+        await asyncio.gather(*loads, return_exceptions=True)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    mlflow, store = Mlflow(), Store()
+    registry = Registry(MlflowSettings(tracking_uri="http://mlflow"), httpx.MockTransport(mlflow.answer))
+    found: list[World] = []
+    service = build_service(SETTINGS, registry, cast(ObjectStore, store), clock=lambda: found[0].time)
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Service]:
+        yield service
+
+    app = create_app(opened)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://inference") as client,
+    ):
+        found.append(World(mlflow, store, service, client))
+        yield found[0]
+    await registry.close()
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    """Status and code of an error in the documented envelope."""
+    body = response.json()
+    assert body["status"] == "error"
+    assert body["metadata"]["request_id"] == response.headers["x-request-id"]
+    assert datetime.fromisoformat(body["metadata"]["timestamp"]).tzinfo is not None
+    assert isinstance(body["error"]["details"], list)
+    return response.status_code, body["error"]["code"]
+
+
+async def test_single_prediction(world: World, blobs: list[bytes]) -> None:
+    world.publish("a", blobs[0])
+    model = ScoringModel.from_bytes(blobs[0])
+    response = await world.client.post(
+        "/predict/a", json={"timestamp": 1700000000, "value": 50}, headers={"X-Request-ID": "mine-1"}
+    )
+    assert response.status_code == 200
+    assert response.headers["x-request-id"] == "mine-1"
+    assert response.json() == {
+        "series_id": "a",
+        "timestamp": 1700000000,
+        "value": 50,
+        "anomaly_score": model.score_one(50),
+        "threshold": model.threshold,
+        "is_anomaly": True,
+        "model_version": 1,
+        "source": "model",
+    }
+    assert (await world.predict("a", 0.1)).json()["is_anomaly"] is False
+    assert world.store.reads == 1
+
+
+async def test_batch_keeps_order_and_agrees_with_single_predictions(world: World, blobs: list[bytes]) -> None:
+    world.publish("a", blobs[0])
+    values = [0.1, 50.0, -50.0, 1, 0.5]
+    data = [{"timestamp": 1700000000 + i, "value": value} for i, value in enumerate(values)]
+    body = (await world.client.post("/predict/a/batch", json={"data": data})).json()
+    singles = [(await world.predict("a", value)).json() for value in values]
+    assert [(p["timestamp"], p["value"]) for p in body["predictions"]] == [(p["timestamp"], p["value"]) for p in data]
+    for name in ("anomaly_score", "is_anomaly"):
+        assert [p[name] for p in body["predictions"]] == [single[name] for single in singles]
+    assert (body["series_id"], body["model_version"], body["source"]) == ("a", 1, "model")
+    assert body["threshold"] == singles[0]["threshold"]
+
+
+async def test_many_series_in_one_request(world: World, blobs: list[bytes]) -> None:
+    world.publish("a", blobs[0])
+    world.publish("b", blobs[1])
+    point = {"timestamp": 1, "value": 100}
+    body = {"series": {"a": point, "b": {"data": [point]}, "unknown": point, "not an id": point, "c": {"value": 1}}}
+    response = await world.client.post("/predict", json=body)
+    assert response.status_code == 200
+    results = response.json()["results"]
+    assert list(results) == list(body["series"])
+    assert results["a"]["is_anomaly"] is True
+    assert results["b"]["predictions"][0]["is_anomaly"] is False
+    errors = {name: result["error"]["code"] for name, result in results.items() if "error" in result}
+    assert errors == {"unknown": "MODEL_NOT_FOUND", "not an id": "INVALID_INPUT", "c": "INVALID_INPUT"}
+
+
+async def test_version_is_pinned(world: World, blobs: list[bytes]) -> None:
+    for blob in blobs[:2]:
+        world.publish("a", blob)
+    assert (await world.predict("a", 100)).json()["model_version"] == 2
+    pinned = (await world.predict("a", 100, version=1)).json()
+    assert (pinned["model_version"], pinned["is_anomaly"]) == (1, True)
+    batch = await world.client.post("/predict/a/batch?version=1", json={"data": [{"timestamp": 1, "value": 1}]})
+    assert batch.json()["model_version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("series_id", "version", "expected"),
+    [
+        ("unknown", None, (404, "MODEL_NOT_FOUND")),
+        ("unknown", 1, (404, "MODEL_NOT_FOUND")),
+        ("no_alias", None, (404, "MODEL_NOT_FOUND")),
+        ("a", 7, (404, "INVALID_VERSION")),
+        ("a", "latest", (422, "INVALID_VERSION")),
+        ("a", "0", (422, "INVALID_VERSION")),
+        ("a", "-1", (422, "INVALID_VERSION")),
+        ("a", "", (422, "INVALID_VERSION")),
+        ("foreign", None, (404, "MODEL_NOT_FOUND")),
+        ("with-dash", None, (422, "INVALID_INPUT")),
+        ("x" * 129, None, (422, "INVALID_INPUT")),
+    ],
+)
+async def test_series_and_versions_that_are_not_there(
+    world: World, blobs: list[bytes], series_id: str, version: object, expected: tuple[int, str]
+) -> None:
+    world.publish("a", blobs[0])
+    world.mlflow.versions["no_alias"] = []
+    world.mlflow.versions["foreign"] = [{"made_by": "somebody else"}]
+    assert code(await world.predict(series_id, version=version)) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"", "INVALID_INPUT"),
+        (b"{", "INVALID_INPUT"),
+        (b"[]", "INVALID_INPUT"),
+        (b"null", "INVALID_INPUT"),
+        (b'{"value": 1}', "INVALID_INPUT"),
+        (b'{"timestamp": 1}', "INVALID_INPUT"),
+        (b'{"timestamp": 1, "value": "1"}', "INVALID_INPUT"),
+        (b'{"timestamp": 1, "value": true}', "INVALID_INPUT"),
+        (b'{"timestamp": 1, "value": null}', "INVALID_INPUT"),
+        (b'{"timestamp": 1, "value": NaN}', "INVALID_INPUT"),
+        (b'{"timestamp": 1, "value": 1e39}', "INVALID_INPUT"),
+        (b'{"timestamp": 1, "value": 1e400}', "INVALID_INPUT"),
+        (b'{"timestamp": 1, "value": 1, "unit": "g"}', "INVALID_INPUT"),
+        (b'{"timestamp": "2026-01-01", "value": 1}', "INVALID_TIMESTAMP"),
+        (b'{"timestamp": -1, "value": 1}', "INVALID_TIMESTAMP"),
+        (b'{"timestamp": 1700000000000, "value": 1}', "INVALID_TIMESTAMP"),
+    ],
+)
+async def test_bad_points(world: World, blobs: list[bytes], body: bytes, expected: str) -> None:
+    world.publish("a", blobs[0])
+    assert code(await world.client.post("/predict/a", content=body)) == (422, expected)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"data": []}, "INSUFFICIENT_DATA"),
+        ({"data": {}}, "INVALID_INPUT"),
+        ({}, "INVALID_INPUT"),
+        ({"data": [{"timestamp": 1, "value": 1}], "more": 1}, "INVALID_INPUT"),
+        ({"data": [{"timestamp": 1, "value": 1}, {"timestamp": 2, "value": "x"}]}, "INVALID_INPUT"),
+        ({"data": [{"timestamp": 2, "value": 1}, {"timestamp": 2, "value": 1}]}, "INVALID_TIMESTAMP"),
+        ({"data": [{"timestamp": i, "value": 1} for i in range(1001)]}, "INVALID_INPUT"),
+    ],
+)
+async def test_bad_batches(world: World, blobs: list[bytes], body: Any, expected: str) -> None:
+    world.publish("a", blobs[0])
+    assert code(await world.client.post("/predict/a/batch", json=body)) == (422, expected)
+
+
+async def test_bad_requests_for_many_series(world: World) -> None:
+    points = [{"timestamp": i, "value": 1} for i in range(600)]
+    bodies: list[Any] = [[], {"series": {}}, {"series": []}, {"series": {"a": {"data": points}, "b": {"data": points}}}]
+    for body in bodies:
+        assert code(await world.client.post("/predict", json=body)) == (422, "INVALID_INPUT")
+
+
+async def test_large_body_is_refused(world: World) -> None:
+    assert code(await world.client.post("/predict/a/batch", content=b" " * 200_001)) == (413, "PAYLOAD_TOO_LARGE")
+
+
+async def test_unknown_route_and_method(world: World) -> None:
+    assert code(await world.client.get("/nothing")) == (404, "NOT_FOUND")
+    assert code(await world.client.get("/predict/a")) == (405, "METHOD_NOT_ALLOWED")
+
+
+async def test_one_load_however_many_ask(world: World, blobs: list[bytes]) -> None:
+    world.publish("a", blobs[0])
+    world.publish("b", blobs[1])
+    world.store.gate = asyncio.Event()
+    requests = [asyncio.create_task(world.predict("a")) for _ in range(50)]
+    await world.store.waiting.wait()
+    requests[0].cancel()  # the first goes away; the load is not its own
+    world.store.gate.set()
+    responses = await asyncio.gather(*requests[1:])
+    assert {response.status_code for response in responses} == {200}
+    assert world.store.reads == 1
+
+
+async def test_a_slow_load_holds_up_no_other_series(world: World, blobs: list[bytes]) -> None:
+    world.publish("a", blobs[0])
+    world.publish("b", blobs[1])
+    await world.predict("b")
+    world.store.gate = asyncio.Event()
+    slow = asyncio.create_task(world.predict("a"))
+    await world.store.waiting.wait()
+    assert (await world.predict("b")).status_code == 200
+    assert not slow.done()
+    world.store.gate.set()
+    assert (await slow).status_code == 200
+
+
+async def test_absence_is_remembered_briefly(world: World, blobs: list[bytes]) -> None:
+    await world.predict("a")
+    asked = world.mlflow.requests
+    world.publish("a", blobs[0])
+    world.time = 1.9
+    assert code(await world.predict("a")) == (404, "MODEL_NOT_FOUND")
+    assert world.mlflow.requests == asked
+    world.time = 2.1
+    assert (await world.predict("a")).status_code == 200
+
+
+def completed(series_id: str) -> bytes:
+    """The event of a finished training."""
+    event = TrainingCompleted(
+        job_id=uuid4(), series_id=series_id, model_version=1, sequence=1, request_id="r", finished_at=datetime.now(UTC)
+    )
+    return event.model_dump_json().encode()
+
+
+@pytest.fixture
+def events(world: World) -> CompletionEvents:
+    broker = BrokerSettings(host="nowhere", user="serving", password=SecretStr("unused"))
+    return CompletionEvents(broker, world.service.cache)
+
+
+async def test_event_brings_the_new_version(world: World, blobs: list[bytes], events: CompletionEvents) -> None:
+    world.publish("a", blobs[0])
+    await world.predict("a")
+    world.publish("a", blobs[1])
+    assert (await world.predict("a")).json()["model_version"] == 1
+    events.apply(completed("a"))
+    await world.settle()
+    reads = world.store.reads
+    assert (await world.predict("a")).json()["model_version"] == 2
+    assert world.store.reads == reads, "the event has loaded it already"
+
+
+async def test_event_ends_the_memory_of_absence(world: World, blobs: list[bytes], events: CompletionEvents) -> None:
+    await world.predict("a")
+    world.publish("a", blobs[0])
+    events.apply(completed("a"))
+    assert (await world.predict("a")).status_code == 200
+
+
+async def test_event_during_a_load_is_not_lost(world: World, blobs: list[bytes], events: CompletionEvents) -> None:
+    world.publish("a", blobs[0])
+    world.store.gate = asyncio.Event()
+    request = asyncio.create_task(world.predict("a"))
+    await world.store.waiting.wait()
+    world.publish("a", blobs[1])
+    events.apply(completed("a"))
+    world.store.gate.set()
+    assert (await request).json()["model_version"] == 2
+
+
+async def test_unreadable_and_foreign_events_are_left_out(
+    world: World, blobs: list[bytes], events: CompletionEvents
+) -> None:
+    for body in (b"", b"{}", b'{"series_id": "../a"}'):
+        events.apply(body)
+    events.apply(completed("not_in_memory"))
+    assert world.mlflow.requests == 0
+
+
+async def test_missed_events_are_made_up_for(world: World, blobs: list[bytes]) -> None:
+    """After a reconnection every model in production is asked for again; an unchanged one is not read again."""
+    for series_id in ("a", "b"):
+        world.publish(series_id, blobs[0])
+        await world.predict(series_id)
+    world.publish("a", blobs[1])
+    world.service.cache.expire_all()
+    assert (await world.predict("a")).json()["model_version"] == 2
+    assert (await world.predict("b")).json()["model_version"] == 1
+    assert world.store.reads == 3
+
+
+async def test_ttl_bounds_the_age_of_a_model(world: World, blobs: list[bytes]) -> None:
+    world.publish("a", blobs[0])
+    await world.predict("a")
+    world.publish("a", blobs[1])
+    world.time = 99
+    assert (await world.predict("a")).json()["model_version"] == 1
+    world.time = 101
+    assert (await world.predict("a")).json()["model_version"] == 2
+
+
+async def test_expired_models_are_served_while_the_registry_is_away(world: World, blobs: list[bytes]) -> None:
+    world.publish("a", blobs[0])
+    await world.predict("a")
+    world.publish("a", blobs[1])
+    world.mlflow.away = True
+    world.time = 101
+    for _ in range(5):
+        answer = (await world.predict("a")).json()
+        assert (answer["model_version"], answer["source"]) == (1, "model")
+    assert world.service.cache.statistics.load_failures == 1, "not tried again with every request"
+    world.mlflow.away = False
+    world.time = 140
+    assert (await world.predict("a")).json()["model_version"] == 2
+
+
+async def test_fallback_answers_for_an_evicted_model(world: World, blobs: list[bytes]) -> None:
+    world.publish("a", blobs[1])
+    await world.predict("a")
+    assert (await world.client.delete("/cache/a")).json() == {"series_id": "a", "evicted": 1}
+    world.mlflow.away = world.store.away = True
+    far, near = (await world.predict("a", 150)).json(), (await world.predict("a", 100)).json()
+    assert (far["source"], far["is_anomaly"], far["threshold"], far["model_version"]) == ("fallback", True, 0.5, 1)
+    assert (near["source"], near["is_anomaly"]) == ("fallback", False)
+    assert 0 <= near["anomaly_score"] < 0.5 < far["anomaly_score"] <= 1
+    batch = await world.client.post(
+        "/predict/a/batch", json={"data": [{"timestamp": 1, "value": 100}, {"timestamp": 2, "value": 150}]}
+    )
+    assert batch.json()["source"] == "fallback"
+    assert [p["is_anomaly"] for p in batch.json()["predictions"]] == [False, True]
+
+
+async def test_fallback_from_the_registry_while_the_store_is_away(world: World, blobs: list[bytes]) -> None:
+    world.publish("a", blobs[0], mean="10.0", std="2.0")
+    world.store.away = True
+    answer = (await world.predict("a", 16.5)).json()
+    assert (answer["source"], answer["is_anomaly"], answer["model_version"]) == ("fallback", True, 1)
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed", "not a model"])
+async def test_damaged_blobs_are_never_served(world: World, blobs: list[bytes], damage: str) -> None:
+    world.publish("a", b"not a model" if damage == "not a model" else blobs[0])
+    if damage == "missing":
+        world.store.objects.clear()
+    elif damage == "changed":
+        world.store.objects["a/1/model.ads"] = blobs[1]
+    assert code(await world.predict("a")) == (503, "SERVICE_UNAVAILABLE")
+    states = {breaker.state for breaker in world.service.breakers}
+    assert states == {BreakerState.CLOSED}, "the store itself is fine"
+
+
+async def test_breaker_opens_and_recovers_by_itself(world: World, blobs: list[bytes]) -> None:
+    world.publish("a", blobs[0])
+    world.mlflow.away = True
+    for _ in range(3):
+        response = await world.predict("a")
+        assert code(response) == (503, "SERVICE_UNAVAILABLE")
+        assert int(response.headers["retry-after"]) > 0
+    asked = world.mlflow.requests
+    assert code(await world.predict("a")) == (503, "SERVICE_UNAVAILABLE")
+    assert world.mlflow.requests == asked, "an open circuit asks nobody"
+    world.mlflow.away = False
+    assert (await world.predict("a")).status_code == 503
+    world.time = 31
+    assert (await world.predict("a")).status_code == 200
+    assert world.service.breakers[0].state is BreakerState.CLOSED
+
+
+async def test_half_open_breaker_lets_one_call_through(world: World, blobs: list[bytes]) -> None:
+    world.publish("a", blobs[0])
+    world.mlflow.away = True
+    for _ in range(3):
+        await world.predict("a")
+    world.time = 31
+    asked = world.mlflow.requests
+    await asyncio.gather(*(world.predict(f"other_{i}") for i in range(10)))
+    assert world.mlflow.requests == asked + 1
+    assert world.service.breakers[0].state is BreakerState.OPEN
+
+
+async def test_cache_is_bounded_by_bytes_least_recently_used_out_first(world: World, blobs: list[bytes]) -> None:
+    size = ScoringModel.from_bytes(blobs[0]).nbytes
+    world.service.cache.max_bytes = int(2.5 * size)
+    for series_id in ("a", "b", "a", "c"):
+        world.publish(series_id, blobs[0])
+        await world.predict(series_id)
+    entries = (await world.client.get("/cache")).json()["entries"]
+    assert [entry["series_id"] for entry in entries] == ["c", "a"]
+    assert world.service.cache.nbytes == 2 * size
+    assert world.service.cache.statistics.evictions == 1
+
+
+async def test_model_larger_than_the_cache_is_served(world: World, blobs: list[bytes]) -> None:
+    world.service.cache.max_bytes = 10
+    world.publish("a", blobs[0])
+    assert (await world.predict("a")).status_code == 200
+    assert (len(world.service.cache), world.service.cache.nbytes) == (0, 0)
+
+
+async def test_cache_is_warmed(world: World, blobs: list[bytes]) -> None:
+    world.publish("a", blobs[0])
+    results = (await world.client.post("/cache/warm", json={"series": ["a", "unknown", "a"]})).json()["results"]
+    assert results["a"] == {"model_version": 1}
+    assert results["unknown"]["error"]["code"] == "MODEL_NOT_FOUND"
+    reads = world.store.reads
+    await world.predict("a")
+    assert world.store.reads == reads
+    assert code(await world.client.post("/cache/warm", json={"series": [1]})) == (422, "INVALID_INPUT")
+
+
+async def test_health_tells_a_broken_store_from_a_broken_server(world: World) -> None:
+    assert (await world.client.get("/health/live")).json() == {"status": "alive"}
+    ready = await world.client.get("/health/ready")
+    assert (ready.status_code, ready.json()["status"]) == (200, "healthy")
+    assert set(ready.json()["dependencies"]) == {"mlflow", "object-store"}
+
+
+async def test_health_while_a_dependency_is_away(world: World) -> None:
+    world.store.away = True
+    ready, health = await world.client.get("/health/ready"), await world.client.get("/health")
+    assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+    assert health.status_code == 503
+    states = {name: state["status"] for name, state in health.json()["dependencies"].items()}
+    assert states == {"mlflow": "up", "object-store": "down"}
+
+
+async def test_metrics_have_no_series_in_their_labels(world: World, blobs: list[bytes]) -> None:
+    world.publish("a_series", blobs[0])
+    await world.predict("a_series")
+    await world.client.get("/nowhere/at/all")
+    text = (await world.client.get("/metrics")).text
+    assert 'http_requests_total{method="POST",route="/predict/{series_id}",status="200"} 1.0' in text
+    assert "model_cache_models 1.0" in text
+    assert 'points_scored_total{source="model"} 1.0' in text
+    assert 'circuit_state{dependency="mlflow",state="closed"} 1.0' in text
+    assert "a_series" not in text
+    assert "nowhere" not in text
+
+
+async def test_document_describes_the_routes(world: World) -> None:
+    document = (await world.client.get("/openapi.json")).json()
+    assert {"/predict/{series_id}", "/predict/{series_id}/batch", "/predict", "/health", "/cache"} <= set(
+        document["paths"]
+    )
+    single = document["paths"]["/predict/{series_id}"]["post"]
+    assert set(single["requestBody"]["content"]["application/json"]["schema"]["required"]) == {"timestamp", "value"}
+
+
+class BrokerConnection:
+    """What `CompletionEvents` uses of an aio-pika connection, its channel and its queue."""
+
+    def __init__(self) -> None:
+        self.close_callbacks: set[Any] = set()
+        self.consuming = asyncio.Event()
+
+    async def __aenter__(self) -> BrokerConnection:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    async def channel(self, **_: object) -> BrokerConnection:
+        return self
+
+    async def declare_queue(self, *_: object, **__: object) -> BrokerConnection:
+        return self
+
+    async def bind(self, *_: object, **__: object) -> None:
+        return None
+
+    async def consume(self, *_: object, **__: object) -> None:
+        self.consuming.set()
+
+
+async def test_lost_connection_to_the_broker_is_noticed_and_replaced(
+    world: World, blobs: list[bytes], events: CompletionEvents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = [BrokerConnection(), BrokerConnection()]
+    remaining = iter(connections)
+
+    async def connect(**_: object) -> BrokerConnection:
+        return next(remaining)
+
+    monkeypatch.setattr("anomaly_detector.events.aio_pika.connect", connect)
+    monkeypatch.setattr("anomaly_detector.events._RECONNECT_SECONDS", 0)
+    with pytest.raises(DependencyUnavailableError):
+        await events.check()
+    receiving = asyncio.create_task(events.run())
+    await connections[0].consuming.wait()
+    await events.check()
+    world.publish("a", blobs[0])
+    await world.predict("a")
+    world.publish("a", blobs[1])  # its event gets lost with the connection
+    for lost in connections[0].close_callbacks:
+        lost(connections[0], ConnectionResetError())
+    await connections[1].consuming.wait()
+    await events.check()
+    assert (await world.predict("a")).json()["model_version"] == 2
+    receiving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await receiving

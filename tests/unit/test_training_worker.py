@@ -1,0 +1,436 @@
+"""The worker: what becomes of a message in every case, and the process that trains."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from anomaly_detection.contracts import (
+    DELIVERY_LIMIT,
+    DetectorParameters,
+    Job,
+    JobDurations,
+    JobStatus,
+    Priority,
+    TrainingCompleted,
+    TrainingJob,
+)
+from anomaly_detection.errors import DependencyUnavailableError
+from anomaly_detection.jobs import Claim
+from anomaly_detection.object_store import ObjectNotFoundError
+from training_worker.health import health_app
+from training_worker.metrics import Metrics
+from training_worker.process import ProcessDiedError, TrainingProcess
+from training_worker.results import Registered, RegistryUnavailableError, UntrainableError
+from training_worker.worker import Worker
+
+
+def job_message(**fields: Any) -> TrainingJob:
+    return TrainingJob(
+        **{
+            "job_id": uuid4(),
+            "series_id": "s1",
+            "sequence": 3,
+            "data_key": "series/s1/x.npz",
+            "data_sha256": "x",
+            "points": 100,
+            "parameters": DetectorParameters(),
+            "request_id": "request-1",
+            "created_at": datetime.now(UTC),
+        }
+        | fields
+    )
+
+
+class FakeDelivery:
+    """A message that remembers how it was answered."""
+
+    def __init__(self, message: TrainingJob | bytes, deliveries: int = 0) -> None:
+        self.body = message if isinstance(message, bytes) else message.model_dump_json().encode()
+        self.headers: dict[str, Any] = {"x-delivery-count": deliveries} if deliveries else {}
+        self.redelivered: bool | None = deliveries > 0
+        self.answer = ""
+
+    async def ack(self) -> None:
+        self.answer = "ack"
+
+    async def nack(self, *, requeue: bool = True) -> None:
+        self.answer = "requeue" if requeue else "dead-letter"
+
+
+class Backend:
+    """Everything the worker calls; `failures` are raised by the call they are named for, one after the other."""
+
+    def __init__(self, status: JobStatus | None = JobStatus.QUEUED) -> None:
+        self.status = status
+        self.attempts = 0
+        self.newest = True
+        self.calls: list[str] = []
+        self.events: list[tuple[str, TrainingCompleted]] = []
+        self.failures: dict[str, list[Exception]] = {}
+        self.error: str | None = None
+        self.hold = asyncio.Event()
+        self.hold.set()
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if self.failures.get(name):
+            raise self.failures[name].pop(0)
+
+    def _job(self, message: TrainingJob) -> Job:
+        assert self.status is not None
+        return Job(
+            job_id=message.job_id,
+            series_id=message.series_id,
+            status=self.status,
+            created_at=message.created_at,
+            points=message.points,
+            parameters=message.parameters,
+            priority=Priority.STANDARD,
+            attempts=self.attempts,
+            model_version=7,
+            durations=JobDurations(),
+            links={},
+        )
+
+    async def claim(self, message: TrainingJob, redelivered: bool) -> Claim:
+        self._called("claim")
+        if self.status is None:
+            return Claim(None, None, None)
+        if self.status is JobStatus.QUEUED or (self.status is JobStatus.RUNNING and redelivered):
+            self.status = JobStatus.RUNNING
+            self.attempts += 1
+            return Claim(self.status, self.attempts, self._job(message))
+        return Claim(self.status, None, self._job(message))
+
+    async def succeed(
+        self,
+        message: TrainingJob,
+        attempt: int,
+        model_version: int,
+        run_id: str,
+        durations: JobDurations,
+        promote: Callable[[], Awaitable[None]],
+    ) -> Job | None:
+        self._called("succeed")
+        if attempt != self.attempts:
+            return None
+        if self.newest:
+            await promote()
+        self.status = JobStatus.SUCCEEDED if self.newest else JobStatus.SUPERSEDED
+        return self._job(message)
+
+    async def fail(self, job_id: UUID, attempt: int | None, code: str, text: str) -> bool:
+        self._called("fail")
+        self.status, self.error = JobStatus.FAILED, f"{code}: {text}"
+        return True
+
+    async def give_back(self, job_id: UUID, attempt: int) -> None:
+        self._called("give_back")
+        self.status = JobStatus.QUEUED
+
+    async def get(self, key: str) -> bytes:
+        self._called("get")
+        return b"points"
+
+    async def publish(
+        self, routing_key: str, body: bytes, *, message_id: str, headers: dict[str, str] | None = None
+    ) -> None:
+        self._called("publish")
+        self.events.append((routing_key, TrainingCompleted.model_validate_json(body)))
+
+    async def call(self, method: str, *arguments: Any, request_id: str = "") -> Any:
+        assert request_id == "request-1"
+        self._called(f"{method}{arguments[2:] if method == 'train' else ''}")
+        await self.hold.wait()
+        return Registered(7, "run-1", 0.01, 0.02, 0.03) if method == "train" else 0
+
+    def kill(self) -> None:
+        self.calls.append("kill")
+
+
+def worker_on(backend: Backend, patience: float = 5.0) -> Worker:
+    return Worker(
+        jobs=backend,
+        store=backend,
+        publisher=backend,
+        training=backend,
+        metrics=Metrics(),
+        versions_kept=10,
+        outage_patience_seconds=patience,
+        retry_seconds=0.001,
+    )
+
+
+async def handled(backend: Backend, delivery: FakeDelivery, patience: float = 5.0) -> str:
+    await worker_on(backend, patience).handle(delivery)
+    return delivery.answer
+
+
+async def test_a_job_is_trained_promoted_announced_and_only_then_acknowledged() -> None:
+    backend, message = Backend(), job_message()
+    delivery = FakeDelivery(message)
+    assert await handled(backend, delivery) == "ack"
+    assert backend.calls == ["claim", "get", "train(False,)", "succeed", "promote", "publish", "prune"]
+    (routing_key, event), *_ = backend.events
+    assert routing_key == "training.completed.s1"
+    assert (event.job_id, event.model_version, event.sequence, event.request_id) == (message.job_id, 7, 3, "request-1")
+
+
+async def test_an_unreadable_message_is_dead_lettered() -> None:
+    backend = Backend()
+    assert await handled(backend, FakeDelivery(b'{"job_id":1}')) == "dead-letter"
+    assert not backend.calls
+
+
+@pytest.mark.parametrize(
+    "status", [None, JobStatus.CANCELLED, JobStatus.SUPERSEDED, JobStatus.FAILED, JobStatus.RUNNING]
+)
+async def test_a_job_that_is_not_to_be_done_is_skipped(status: JobStatus | None) -> None:
+    backend = Backend(status)
+    assert await handled(backend, FakeDelivery(job_message())) == "ack"
+    assert backend.calls == ["claim"]
+
+
+async def test_the_event_of_a_finished_job_goes_out_again() -> None:
+    backend = Backend(JobStatus.SUCCEEDED)
+    assert await handled(backend, FakeDelivery(job_message(), deliveries=1)) == "ack"
+    assert backend.calls == ["claim", "publish"]
+
+
+async def test_a_running_job_whose_worker_is_gone_is_taken_over() -> None:
+    backend = Backend(JobStatus.RUNNING)
+    backend.attempts = 1
+    assert await handled(backend, FakeDelivery(job_message(), deliveries=1)) == "ack"
+    assert "train(True,)" in backend.calls  # looks for what the attempt before registered
+    assert backend.status is JobStatus.SUCCEEDED
+
+
+async def test_an_older_result_is_not_announced() -> None:
+    backend = Backend()
+    backend.newest = False
+    assert await handled(backend, FakeDelivery(job_message())) == "ack"
+    assert (backend.status, backend.events) == (JobStatus.SUPERSEDED, [])
+    assert "promote" not in backend.calls
+
+
+async def test_a_job_taken_over_by_somebody_else_is_left_to_them() -> None:
+    backend = Backend()
+
+    async def stolen(key: str) -> bytes:
+        backend.attempts += 1
+        return b""
+
+    backend.get = stolen  # type: ignore[method-assign]
+    assert await handled(backend, FakeDelivery(job_message())) == "ack"
+    assert (backend.status, backend.events) == (JobStatus.RUNNING, [])
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [("get", ObjectNotFoundError("series/s1/x.npz")), ("train(False,)", UntrainableError("damaged points"))],
+)
+async def test_what_cannot_succeed_fails_at_once(call: str, error: Exception) -> None:
+    backend = Backend()
+    backend.failures[call] = [error]
+    assert await handled(backend, FakeDelivery(job_message())) == "ack"
+    assert backend.status is JobStatus.FAILED
+    assert backend.error is not None
+    assert backend.error.startswith("TRAINING_FAILED: ")
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("claim", DependencyUnavailableError("database")),
+        ("get", DependencyUnavailableError("object-store")),
+        ("train(False,)", RegistryUnavailableError("refused")),
+        ("promote", RegistryUnavailableError("refused")),
+        ("succeed", DependencyUnavailableError("database")),
+        ("publish", DependencyUnavailableError("broker")),
+    ],
+)
+async def test_a_dependency_away_is_waited_for(call: str, error: Exception) -> None:
+    backend = Backend()
+    backend.failures[call] = [error, error]
+    assert await handled(backend, FakeDelivery(job_message())) == "ack"
+    assert backend.status is JobStatus.SUCCEEDED
+    assert len(backend.events) == 1
+
+
+async def test_patience_ends() -> None:
+    backend = Backend()
+    backend.failures["get"] = [DependencyUnavailableError("object-store")] * 100
+    assert await handled(backend, FakeDelivery(job_message()), patience=0.01) == "requeue"
+    assert backend.status is JobStatus.QUEUED
+
+
+async def test_old_versions_that_cannot_be_deleted_are_no_failure() -> None:
+    backend = Backend()
+    backend.failures["prune"] = [RegistryUnavailableError("refused")]
+    assert await handled(backend, FakeDelivery(job_message())) == "ack"
+    assert backend.status is JobStatus.SUCCEEDED
+
+
+async def test_a_crash_returns_the_job_and_the_last_one_buries_it() -> None:
+    backend, message = Backend(), job_message()
+    backend.failures["train(False,)"] = [ProcessDiedError("killed")]
+    assert await handled(backend, FakeDelivery(message)) == "requeue"
+    assert backend.calls[-1] == "give_back"
+    backend.failures["train(True,)"] = [ProcessDiedError("killed")]
+    assert await handled(backend, FakeDelivery(message, deliveries=DELIVERY_LIMIT)) == "dead-letter"
+    assert backend.status is JobStatus.FAILED
+    assert backend.error is not None
+    assert "6 deliveries" in backend.error
+
+
+async def test_one_job_at_a_time_and_priority_first() -> None:
+    backend = Backend()
+    worker = worker_on(backend)
+    order: list[str] = []
+    release = asyncio.Event()
+
+    async def note(delivery: Any) -> None:
+        order.append(TrainingJob.model_validate_json(delivery.body).series_id)
+        await release.wait()
+
+    worker.handle = note  # type: ignore[method-assign]
+    standard, priority = worker.queues["training-jobs"], worker.queues["training-priority-high"]
+    await standard(FakeDelivery(job_message(series_id="first")))
+    await asyncio.sleep(0.01)
+    await standard(FakeDelivery(job_message(series_id="waits")))
+    await priority(FakeDelivery(job_message(series_id="overtakes")))
+    await asyncio.sleep(0.01)
+    assert order == ["first"]
+    release.set()
+    await worker.stop(1)
+    assert order == ["first"]  # what waits when the worker stops goes back instead
+
+
+async def test_priority_overtakes() -> None:
+    backend = Backend()
+    backend.hold.clear()
+    worker = worker_on(backend)
+    deliveries = [FakeDelivery(job_message()) for _ in range(3)]
+    await worker.queues["training-jobs"](deliveries[0])
+    await asyncio.sleep(0.01)
+    await worker.queues["training-jobs"](deliveries[1])
+    await worker.queues["training-priority-high"](deliveries[2])
+    seen: list[int] = []
+    original = worker.handle
+
+    async def note(delivery: Any) -> None:
+        seen.append(deliveries.index(delivery))
+        backend.status = JobStatus.QUEUED
+        await original(delivery)
+
+    worker.handle = note  # type: ignore[method-assign]
+    backend.hold.set()
+    for _ in range(100):
+        await asyncio.sleep(0.005)
+        if all(delivery.answer for delivery in deliveries):
+            break
+    assert seen == [2, 1]
+
+
+async def test_stopping_finishes_the_job_in_hand_and_returns_those_that_wait() -> None:
+    backend = Backend()
+    backend.hold.clear()
+    worker = worker_on(backend)
+    first, second = FakeDelivery(job_message()), FakeDelivery(job_message())
+    await worker.queues["training-jobs"](first)
+    await asyncio.sleep(0.01)
+    await worker.queues["training-priority-high"](second)
+    asyncio.get_running_loop().call_later(0.02, backend.hold.set)
+    await worker.stop(5)
+    assert (first.answer, second.answer) == ("ack", "requeue")
+    assert backend.status is JobStatus.SUCCEEDED
+
+
+async def test_stopping_returns_a_job_that_takes_too_long() -> None:
+    backend = Backend()
+    backend.hold.clear()
+    worker = worker_on(backend)
+    delivery = FakeDelivery(job_message())
+    await worker.queues["training-jobs"](delivery)
+    await asyncio.sleep(0.01)
+    await worker.stop(0.01)
+    assert (delivery.answer, backend.status) == ("requeue", JobStatus.QUEUED)
+    assert "kill" in backend.calls
+
+
+class Served:
+    """What the training process serves in these tests."""
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+
+    def add(self, number: int) -> int:
+        return self.base + number
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def fail(self) -> None:
+        raise UntrainableError("no")
+
+    def die(self) -> None:
+        os._exit(3)
+
+    def sleep(self) -> None:
+        time.sleep(60)
+
+
+@pytest.fixture
+async def process(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TrainingProcess]:
+    # The process imports this module by its name, which pytest alone would know.
+    monkeypatch.setattr(sys, "path", [os.path.dirname(__file__), *sys.path])
+    process = TrainingProcess("test_training_worker:Served", {"base": 40}, "WARNING")
+    yield process
+    process.kill()
+
+
+async def test_the_training_process_answers_raises_dies_and_comes_back(process: TrainingProcess) -> None:
+    assert await process.call("add", 2) == 42
+    first = await process.call("pid")
+    assert first == process.pid != os.getpid()
+    with pytest.raises(UntrainableError, match="no"):
+        await process.call("fail")
+    assert await process.call("pid") == first
+    with pytest.raises(ProcessDiedError, match="code 3"):
+        await process.call("die")
+    assert await process.call("pid") != first
+    sleeping = asyncio.create_task(process.call("sleep"))
+    await asyncio.sleep(0.1)
+    process.kill()
+    with pytest.raises(ProcessDiedError):
+        await sleeping
+
+
+async def test_health_routes() -> None:
+    ready = False
+
+    async def away() -> None:
+        raise DependencyUnavailableError("broker")
+
+    metrics = Metrics()
+    metrics.jobs.labels("succeeded").inc()
+    app = health_app(lambda: ready, {"broker": away}, metrics.registry)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://worker") as client:
+        assert (await client.get("/health/live")).status_code == 200
+        assert (await client.get("/health/ready")).status_code == 503
+        ready = True
+        answer = await client.get("/health/ready")
+        assert (answer.status_code, answer.json()["dependencies"]) == (200, {"broker": {"status": "down"}})
+        assert 'training_jobs_total{outcome="succeeded"} 1.0' in (await client.get("/metrics")).text
+        missing = await client.get("/other")
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "NOT_FOUND")
