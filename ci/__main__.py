@@ -37,6 +37,7 @@ def up() -> int:
 
 def _check() -> str:
     host.check_basics()
+    release.user_data()
     kind = cluster.choose(os.environ.get("CLUSTER", "auto"))
     console.say(f"    cluster: {kind}")
     if kind == "embedded":
@@ -87,7 +88,7 @@ def _main_job(made: cluster.Cluster) -> int:
         made.url(release.NAMESPACE, training[0], training[1]) as training_url,
         made.url(release.NAMESPACE, inference[0], inference[1]) as inference_url,
     ):
-        command = release.main_job(made, os.environ.get("DATA"))
+        command = release.main_job(release.user_data())
         return python_environment.run(*command, "--training-api", training_url, "--inference", inference_url)
 
 
@@ -219,6 +220,9 @@ COMMANDS = {
     "docs": docs,
 }
 
+CHANGING = ("up", "down", "clean", "images", "test")
+"""Commands that must not run beside each other."""
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command named on the command line; its exit code."""
@@ -227,7 +231,13 @@ def main(words: Sequence[str] | None = None) -> int:
     for name, function in COMMANDS.items():
         summary = (function.__doc__ or "").split("\n")[0]
         commands.add_parser(name, help=summary, description=summary)
-    return console.main_guard(COMMANDS[parser.parse_args(words).command])
+    name = parser.parse_args(words).command
+    return console.main_guard(_alone if name in CHANGING else lambda command: COMMANDS[command](), name)
+
+
+def _alone(name: str) -> int:
+    with console.exclusive():
+        return COMMANDS[name]()
 
 
 if __name__ == "__main__":

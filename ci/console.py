@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -159,6 +160,22 @@ def output(command: Sequence[str | Path], *, env: Mapping[str, str] | None = Non
             f"`{text[:200]}` ended with code {done.returncode}: {done.stderr.strip()[-2000:]}", "see the message"
         )
     return done.stdout
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Let one command at a time change the cluster or the cache.
+
+    Raises:
+        Failure: when another is at work.
+    """
+    paths.CACHE.mkdir(parents=True, exist_ok=True)
+    with (paths.CACHE / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Failure("another `make` is at work on the cluster", "wait for its end, or interrupt it") from error
+        yield
 
 
 def main_guard(function: object, *arguments: object) -> int:

@@ -37,9 +37,9 @@ from ci.cluster import programs
 IMAGES = paths.REPOSITORY / "images"
 OURS = ("tools", "training-api", "training-worker", "mlflow", "ray-serve")
 """The images that this repository makes, the quickest first."""
-STAND_INS = ("postgresql", "rabbitmq", "minio", "versitygw", "kuberay-operator")
+STAND_INS = ("postgresql", "rabbitmq", "minio", "versitygw")
 """Local images for others' software, used where no registry answers."""
-STATIC = ("minio", "versitygw", "kuberay-operator")
+STATIC = ("minio", "versitygw")
 """Stand-ins that are one Go program on an empty file system."""
 HOST_PACKAGES = ("buildah", "debootstrap", "debian-archive-keyring", "ca-certificates")
 """Debian packages that building without a Docker engine and without a registry calls for."""

@@ -55,16 +55,14 @@ def helm(cluster: Cluster, *arguments: str | Path) -> list[str]:
 
 
 def _recover(cluster: Cluster) -> None:
-    """Undo what an interrupted helm left: a release that is pending for ever refuses every upgrade."""
-    listed = console.output(helm(cluster, "list", "--all", "--filter", f"^{RELEASE}$", "-o", "json"))
-    for release in json.loads(listed or "[]"):
-        if release["status"].startswith("pending-"):
-            console.say(
-                f"    an earlier helm was interrupted ({release['status']}): going back to the last good revision"
-            )
-            good = release["status"] != "pending-install"
-            step = ("rollback", RELEASE) if good else ("uninstall", RELEASE, "--no-hooks")
-            console.run(helm(cluster, *step), log="helm")
+    """Forget the revision of an interrupted helm: as long as it is pending, every upgrade is refused.
+
+    What it made stays; it carries the release's name, so that the next upgrade takes it over.
+    """
+    pending = f"owner=helm,name={RELEASE},status in (pending-install,pending-upgrade,pending-rollback)"
+    command = cluster.kubectl("-n", NAMESPACE, "delete", "secret", "--selector", pending, "-o", "name")
+    if "secret/" in console.output(command):
+        console.say("    an earlier helm was interrupted: its unfinished revision is forgotten")
 
 
 def _objects(cluster: Cluster, kinds: str) -> list[dict[str, Any]]:
@@ -159,21 +157,27 @@ def addresses(cluster: Cluster) -> str:
         else:
             where = f"kubectl -n {NAMESPACE} port-forward svc/{service} {port}   then http://localhost:{port}{path}"
         rows.append(f"  {label:<20} {where}")
-    return "\n".join(rows)
+    password = f"kubectl -n {NAMESPACE} get secret rabbitmq-secret -o jsonpath='{{.data.admin-password}}' | base64 -d"
+    return "\n".join([*rows, f"  RabbitMQ's user is admin; its password: {password}"])
 
 
-def main_job(cluster: Cluster, data: str | None) -> list[str]:
-    """The command line of the main job, with the addresses that this cluster answers at."""
-    command = ["-m", "ci.demo", "--namespace", NAMESPACE]
-    if data:
-        path = Path(data).expanduser()
-        command += ["--data", str(path if path.is_absolute() else Path(os.environ.get("PWD", ".")) / path)]
-    if cluster.kind == "embedded":
-        for option, label in (
-            ("--mlflow", "MLflow"),
-            ("--rabbitmq", "RabbitMQ management"),
-            ("--ray-dashboard", "Ray dashboard"),
-        ):
-            service, port, _ = SERVICES[label]
-            command += [option, cluster.service_url(NAMESPACE, service, port)]
-    return command
+def user_data() -> Path | None:
+    """The file that DATA names, if it names one.
+
+    Raises:
+        console.Failure: when it cannot be read.
+    """
+    given = os.environ.get("DATA")
+    if not given:
+        return None
+    path = Path(os.environ.get("PWD", "."), Path(given).expanduser())
+    if not os.access(path, os.R_OK) or not path.is_file():
+        raise console.Failure(
+            f"DATA={given} is not a file that can be read", "name a CSV with the columns timestamp,value"
+        )
+    return path
+
+
+def main_job(data: Path | None) -> list[str]:
+    """The arguments of Python that run the main job, on `data` where it is given."""
+    return ["-m", "ci.demo", *(["--data", str(data)] if data else [])]

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ci import console, paths
@@ -64,8 +65,8 @@ PROGRAMS = {
     ),
     "helm": Program("kubernetes", "helm.sh/helm/v3/cmd/helm", "helm", "helm"),
     "kind": Program("kind", "sigs.k8s.io/kind", "kind"),
-    "minio": Program("minio", "github.com/minio/minio", "minio"),
-    "versitygw": Program("versitygw", "github.com/versity/versitygw/cmd/versitygw", "versitygw"),
+    "minio": Program("minio", "github.com/minio/minio", "minio", "minio"),
+    "versitygw": Program("versitygw", "github.com/versity/versitygw/cmd/versitygw", "versitygw", "versitygw"),
 }
 
 EMBEDDED = (
@@ -115,6 +116,19 @@ def _linker_flags(name: str) -> str:
         for package in ("pkg/chartutil", "pkg/lint/rules"):
             values[f"helm.sh/helm/v3/{package}.k8sVersionMajor"] = major
             values[f"helm.sh/helm/v3/{package}.k8sVersionMinor"] = minor
+    elif name == "minio":
+        # Its releases are named by the time of their commit, which is what a pseudo-version holds.
+        _, stamp, commit = module_version("minio", "github.com/minio/minio").split("-")
+        time = datetime.strptime(stamp, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+        base = "github.com/minio/minio/cmd"
+        values = {
+            f"{base}.Version": time.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            f"{base}.ReleaseTag": time.strftime("RELEASE.%Y-%m-%dT%H-%M-%SZ"),
+            f"{base}.ShortCommitID": commit,
+            f"{base}.CopyrightYear": str(time.year),
+        }
+    elif name == "versitygw":
+        values = {"main.Version": f"v{module_version('versitygw', 'github.com/versity/versitygw')}"}
     else:
         values = {}
     return " ".join(["-s -w", *(f"-X {key}={value}" for key, value in values.items())])

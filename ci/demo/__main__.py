@@ -56,11 +56,6 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="where demo.png and demo.json go (default: build)",
     )
-    links = parser.add_argument_group("addresses to print at the end, with those of the two services, if any is given")
-    links.add_argument("--mlflow", default="", metavar="URL")
-    links.add_argument("--rabbitmq", default="", metavar="URL", help="RabbitMQ's management interface")
-    links.add_argument("--ray-dashboard", default="", metavar="URL")
-    links.add_argument("--namespace", default="ml-dev", help="namespace of the release (default: %(default)s)")
     arguments = parser.parse_args(words)
     if arguments.data is None and (arguments.column or arguments.series_id):
         parser.error("--column and --series-id belong to --data")
@@ -92,10 +87,6 @@ def main(words: Sequence[str] | None = None) -> int:
         ) from error
     for result in results:
         say(f"\n{report.summary(result)}")
-    others = {"MLflow": arguments.mlflow, "RabbitMQ": arguments.rabbitmq, "Ray dashboard": arguments.ray_dashboard}
-    # Without them the caller forwards ports for this run alone, and an address printed here would soon lead nowhere.
-    if any(others.values()):
-        say(f"\n{report.addresses(arguments.training_api, arguments.inference, others, arguments.namespace)}")
     say(f"\n  picture  {_shown(picture)}\n  figures  {_shown(figures)}")
     return 0
 

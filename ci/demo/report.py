@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -76,27 +76,6 @@ def _detection(detection: Detection) -> list[tuple[str, str]]:
         ),
         ("against them", f"{quality}; {detection.events_hit} of {detection.events} event(s) hit"),
     ]
-
-
-def addresses(training_api: str, inference: str, others: Mapping[str, str], namespace: str) -> str:
-    """Where to look further, as aligned lines.
-
-    Args:
-        training_api: base URL of the training API.
-        inference: base URL of the inference service.
-        others: further interfaces by name; those without an address are left out.
-        namespace: where the passwords' Secrets are.
-    """
-    rows = [("training API", f"{training_api.rstrip('/')}/docs"), ("inference API", f"{inference.rstrip('/')}/docs")]
-    rows += [(name, url) for name, url in others.items() if url]
-    width = max(len(name) for name, _ in rows)
-    text = "\n".join(f"  {name:<{width}}  {url}" for name, url in rows)
-    if others.get("RabbitMQ"):
-        command = (
-            f"kubectl -n {namespace} get secret rabbitmq-secret -o jsonpath='{{.data.admin-password}}' | base64 -d"
-        )
-        text += f"\n  RabbitMQ's user is `admin`; its password: {command}"
-    return text
 
 
 def as_json(result: DemoResult) -> dict[str, Any]:

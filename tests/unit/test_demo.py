@@ -17,7 +17,7 @@ from ci.demo import Client, DemoResult, Detection, LatencySummary, Series, built
 from ci.demo.__main__ import main
 from ci.demo.client import Refusal
 from ci.demo.job import events
-from ci.demo.series import BUILT_IN, MAX_TRAINING_POINTS
+from ci.demo.series import BUILT_IN, MAX_TRAINING_POINTS, with_shocks
 
 THRESHOLD = 0.6
 
@@ -428,30 +428,32 @@ class TestCommand:
             f"{1_700_000_000 + at},{50 if 300 <= at < 305 else at % 5},{int(300 <= at < 310)}" for at in range(400)
         ]
         data = write(tmp_path / "pump.csv", "timestamp,value,label", *lines)
-        urls = ["--training-api", services, "--inference", services, "--mlflow", "http://mlflow:5000"]
-        assert main([*urls, "--rabbitmq", "http://rabbitmq:15672", "--data", str(data), "--output", str(tmp_path)]) == 0
+        urls = ["--training-api", services, "--inference", services]
+        assert main([*urls, "--data", str(data), "--output", str(tmp_path)]) == 0
         text = capsys.readouterr().out
         assert "precision 1.000, recall 0.500, F1 0.667; 1 of 1 event(s) hit" in text
         assert "fitted the first 200, predicted the other 200" in text
-        assert f"{services}/docs" in text
-        assert "http://mlflow:5000" in text
-        assert "get secret rabbitmq-secret" in text
-        assert "Ray dashboard" not in text
         assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
         (figures,) = json.loads((tmp_path / "demo.json").read_text())["runs"]
         assert figures["detection"]["recall"] == 0.5
         assert figures["training"]["durations_s"]["fit_s"] == 0.2
         assert figures["started_at"] < figures["finished_at"]
 
-    def test_no_addresses_without_lasting_ones(
-        self, services: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_a_file_without_labels(self, services: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         data = write(tmp_path / "pump.csv", points=200)
         urls = ["--training-api", services, "--inference", services]
         assert main([*urls, "--data", str(data), "--output", str(tmp_path)]) == 0
-        text = capsys.readouterr().out
-        assert "none in this file" in text
-        assert services not in text
+        assert "none in this file" in capsys.readouterr().out
+
+    def test_added_shocks_are_labelled_the_same_each_time_and_leave_the_fitted_part(self) -> None:
+        plain = Series("s", "test", np.arange(2000.0), np.sin(np.arange(2000.0)), np.zeros(2000, dtype=np.bool_))
+        one, two = with_shocks(plain, 5), with_shocks(plain, 5)
+        np.testing.assert_array_equal(one.values, two.values)
+        assert one.labels is not None
+        changed = one.values != plain.values
+        assert not changed[: plain.split()].any()
+        assert not (changed & ~one.labels).any()
+        assert len(events(one.labels)) == 5
 
     @pytest.mark.parametrize(
         "words",
