@@ -63,6 +63,7 @@ def _bring_up(kind: str) -> cluster.Cluster:
         made = cluster.up(kind, built)
     with console.stage("Images into the cluster"):
         images.load(references.values(), made.target)
+        images.forget_earlier(references.values())
         if kind == "embedded":
             embedded.prune_images(set(references.values()))
     with console.stage("Install the chart"):

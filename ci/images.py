@@ -126,6 +126,9 @@ class Engine(Protocol):
     def push(self, reference: str) -> None:
         """Send an image to the registry that its reference names."""
 
+    def forget(self, wanted: Set[str]) -> None:
+        """Remove earlier states of the images of `wanted`: other tags of the same names."""
+
     def archive(self, reference: str, known: Set[str], stream: IO[bytes]) -> None:
         """Write an image as a tar archive; layers whose digests the reader knows may be left out."""
 
@@ -163,6 +166,11 @@ class Docker:
 
     def push(self, reference: str) -> None:
         console.run(["docker", "push", "--quiet", reference], log="images", remedy=_REGISTRY_REMEDY)
+
+    def forget(self, wanted: Set[str]) -> None:
+        listed = console.output(["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}"]).split()
+        for reference in _earlier(listed, wanted):
+            _succeeds(["docker", "image", "rm", reference])
 
     def archive(self, reference: str, known: Set[str], stream: IO[bytes]) -> None:  # noqa: ARG002 (always whole)
         _write(["docker", "save", reference], stream, log=_log_name(reference))
@@ -215,6 +223,11 @@ class Buildah:
     def push(self, reference: str) -> None:
         self._run("push", "--quiet", reference, f"docker://{reference}", log="images", remedy=_REGISTRY_REMEDY)
 
+    def forget(self, wanted: Set[str]) -> None:
+        listed = console.output([*self.command, "images", "--format", "{{.Name}}:{{.Tag}}"]).split()
+        for reference in _earlier(listed, wanted):
+            self._run("rmi", reference, log="images", remedy=_DISK_REMEDY)
+
     def archive(self, reference: str, known: Set[str], stream: IO[bytes]) -> None:
         inspected = json.loads(console.output([*self.command, "inspect", "--type", "image", reference]))
         layers = {layer["digest"]: layer["size"] for layer in json.loads(inspected["Manifest"])["layers"]}
@@ -239,6 +252,12 @@ class Buildah:
                     name = path.relative_to(layout).as_posix()
                     if path.is_file() and name not in left_out:
                         tar.add(path, name)
+
+
+def _earlier(listed: Iterable[str], wanted: Set[str]) -> list[str]:
+    """Those of `listed` that are another tag of an image of `wanted`."""
+    names = {reference.rpartition(":")[0] for reference in wanted}
+    return [reference for reference in listed if reference.rpartition(":")[0] in names and reference not in wanted]
 
 
 def _blob(digest: str) -> str:
@@ -639,6 +658,11 @@ def build(image_names: Iterable[str], target: Target) -> dict[str, str]:
         with console.stage(f"image {name}"), _context(made_from) as context:
             engine().build(built[name], made_from.dockerfile, context, made_from.arguments, made_from.contexts)
     return built
+
+
+def forget_earlier(image_references: Iterable[str]) -> None:
+    """Remove earlier states of these images from the engine, so that a changed image does not fill the disk."""
+    engine().forget(frozenset(image_references))
 
 
 def load(image_references: Iterable[str], target: Target) -> None:

@@ -196,3 +196,8 @@ def _workload(kind: str, spec: dict[str, object], status: dict[str, object]) -> 
 )
 def test_readiness_means_the_newest_revision_serves(item: dict[str, object], ready: bool) -> None:
     assert (release._waits_for(item) is None) == ready
+
+
+def test_only_other_tags_of_the_same_images_are_forgotten() -> None:
+    listed = ["localhost/ads/tools:old", "localhost/ads/tools:new", "localhost/ads/python:base", "localhost/other:1"]
+    assert images._earlier(listed, {"localhost/ads/tools:new"}) == ["localhost/ads/tools:old"]
