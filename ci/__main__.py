@@ -162,7 +162,8 @@ def test_fast() -> int:
             code = python_environment.run(*words)
         if code:
             return code
-    return _pytest("-n", "2", "tests/unit", "tests/chart_harness", "tests/render")
+    with console.stage("Unit and render tests"):
+        return _pytest("-n", "2", "tests/unit", "tests/chart_harness", "tests/render")
 
 
 def test() -> int:
@@ -173,12 +174,12 @@ def test() -> int:
         return code
     reason = _bring_up_for_tests()
     environment = {"ADS_NO_CLUSTER": reason} if reason else {}
-    with console.stage("Live tests"):
-        code = _pytest("tests/live", **environment)
-    console.say("\nTime of each stage (stages that run side by side overlap)")
+    console.say("\nTime of each stage up to here (stages that run side by side overlap)")
     console.say(console.timings.table(time.monotonic() - start))
     console.timings.write(paths.BUILD / "timings-test.json")
-    return code
+    # Last, so that the output ends with pytest's own summary.
+    console.say("==> Live tests")
+    return _pytest("tests/live", **environment)
 
 
 def _bring_up_for_tests() -> str | None:
