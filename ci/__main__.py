@@ -42,6 +42,8 @@ def _check() -> str:
     console.say(f"    cluster: {kind}")
     if kind == "embedded":
         host.check_embedded()
+    else:
+        cluster.check(kind)
     lacking = bool(programs.missing(cluster.needed_programs(kind)))
     packages = host.missing_packages() if kind == "embedded" else []
     host.check_registries(go=lacking, python=not python_environment.ready(), debian=bool(packages) or lacking)

@@ -101,6 +101,23 @@ def choose(requested: str) -> str:
     return "kind" if images.docker_answers() else "embedded"
 
 
+def check(kind: str) -> None:
+    """What a kind of cluster other than the embedded one needs; changes nothing.
+
+    Raises:
+        console.Failure: with what is missing.
+    """
+    if kind == "kind" and not images.docker_answers():
+        raise console.Failure(
+            "no Docker engine answers, and CLUSTER=kind needs one",
+            "start Docker, or use CLUSTER=embedded on a Linux machine as root",
+        )
+    if kind == "minikube" and not shutil.which("minikube"):
+        raise console.Failure("minikube is not on PATH", "install it, or use CLUSTER=kind or CLUSTER=embedded")
+    # Fails where an existing cluster's registry is not named.
+    Cluster(kind, paths.CACHE).target.prefix  # noqa: B018
+
+
 def needed_programs(kind: str) -> tuple[str, ...]:
     """The programs that a kind of cluster needs on this machine."""
     return {
@@ -152,10 +169,6 @@ def up(kind: str, built: dict[str, Path]) -> Cluster:
 
 
 def _up_kind(kind: Path, kubeconfig: Path) -> None:
-    if not images.docker_answers():
-        raise console.Failure(
-            "no Docker engine answers", "start Docker, or use CLUSTER=embedded on a Linux machine as root"
-        )
     if NAME in console.output([kind, "get", "clusters"]).split():
         console.run([kind, "export", "kubeconfig", "--name", NAME, "--kubeconfig", kubeconfig], log="cluster")
         return
@@ -165,8 +178,6 @@ def _up_kind(kind: Path, kubeconfig: Path) -> None:
 
 
 def _up_minikube(kubeconfig: Path) -> None:
-    if not shutil.which("minikube"):
-        raise console.Failure("minikube is not on PATH", "install it, or use CLUSTER=kind or CLUSTER=embedded")
     version = f"v{programs.kubernetes_version()}"
     with console.stage("minikube start"):
         console.run(

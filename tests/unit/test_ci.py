@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import sys
 import tarfile
 from pathlib import Path
@@ -114,6 +115,43 @@ def test_an_existing_cluster_is_never_chosen_by_itself(monkeypatch: pytest.Monke
     for answers in (True, False):
         monkeypatch.setattr(images, "docker_answers", lambda answers=answers: answers)
         assert cluster.choose("auto") == ("kind" if answers else "embedded")
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking"), [("kind", "no Docker engine"), ("minikube", "not on PATH"), ("existing", "registry")]
+)
+def test_what_another_cluster_lacks_is_said_before_anything_changes(
+    monkeypatch: pytest.MonkeyPatch, kind: str, lacking: str
+) -> None:
+    monkeypatch.setattr(images, "docker_answers", lambda: False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("IMAGE_REGISTRY", raising=False)
+    with pytest.raises(console.Failure, match=lacking):
+        cluster.check(kind)
+
+
+def test_data_that_cannot_be_read_is_refused_before_anything_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA", "no-such-file.csv")
+    with pytest.raises(console.Failure, match=r"DATA=no-such-file.csv"):
+        release.user_data()
+
+
+def test_one_make_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    with console.exclusive(), pytest.raises(console.Failure, match="at work"), console.exclusive():
+        pytest.fail("two at once")
+    with console.exclusive():
+        pass
+
+
+def test_a_busy_port_is_named_with_the_program_that_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(embedded, "PORTS", {port: "kube-apiserver"})
+        assert embedded.busy_ports() == {port: "kube-apiserver"}
+    assert embedded.busy_ports() == {}
 
 
 def test_without_root_the_embedded_cluster_says_so_before_anything_changes(monkeypatch: pytest.MonkeyPatch) -> None:
