@@ -127,11 +127,11 @@ def needed_programs(kind: str) -> tuple[str, ...]:
 
 
 def current() -> Cluster | None:
-    """The cluster that the last `make up` used, if it is still recorded."""
+    """The cluster that the last `make up` used, or the embedded one that runs although the record is lost."""
     try:
         record = json.loads(RECORD.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        return Cluster("embedded", embedded.KUBECONFIG) if embedded.running() else None
     cluster = Cluster(record["kind"], Path(record["kubeconfig"]))
     return cluster if cluster.kubeconfig.exists() else None
 
