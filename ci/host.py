@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -113,7 +114,11 @@ def missing_packages() -> list[str]:
         check=False,
     )
     installed = {line.split()[0] for line in done.stdout.splitlines() if line.endswith(" installed")}
-    return [name for name in wanted if name not in installed]
+    lacking = [name for name in wanted if name not in installed]
+    # Debian's own Python makes no virtual environment without this package.
+    if importlib.util.find_spec("ensurepip") is None:
+        lacking.append("python3-venv")
+    return lacking
 
 
 def check_registries(*, go: bool, python: bool, debian: bool) -> None:
@@ -125,7 +130,8 @@ def check_registries(*, go: bool, python: bool, debian: bool) -> None:
     checks: list[Callable[[], None]] = []
     if go:
         checks.append(_check_go_proxy)
-    if python:
+    # A Python without pip gets its own in a virtual environment later, and asks the index then.
+    if python and importlib.util.find_spec("pip"):
         checks.append(_check_python_index)
     if debian and shutil.which("apt-get"):
         checks.append(_check_debian_mirror)
