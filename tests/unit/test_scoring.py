@@ -21,6 +21,7 @@ from anomaly_detection.scoring import (
     ScoringModel,
     fallback_score,
     fit_isolation_forest,
+    score_histogram,
 )
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -209,3 +210,8 @@ def test_scoring_does_not_import_scikit_learn() -> None:
 
     code = "import sys, anomaly_detection.scoring; assert not any(name.startswith('sklearn') for name in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def test_scores_are_counted_over_their_whole_range() -> None:
+    counts = score_histogram(np.array([0.001, 0.5, 0.51, 1.0], dtype=np.float32))
+    assert (len(counts), sum(counts), counts[0], counts[10], counts[-1]) == (20, 4, 1, 2, 1)

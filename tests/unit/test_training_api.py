@@ -2,159 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import zlib
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
-from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import httpx
 import pytest
+from unit.training_backend import Backend
 
 from anomaly_detection.contracts import (
     FitRequest,
-    Job,
-    JobDurations,
     JobStatus,
-    ModelVersion,
-    TrainingJob,
 )
-from anomaly_detection.errors import DependencyUnavailableError
-from anomaly_detection.jobs import NewJob, Rejection
 from anomaly_detection.series import Series
-from training_api.app import FIT_EXAMPLE, create_app
-from training_api.services import Services
-from training_api.settings import TrainingApiSettings
+from training_api.app import FIT_EXAMPLE, FIT_EXAMPLE_CSV
 
 Points = list[dict[str, float]]
-
-
-class Backend:
-    """Jobs, broker, store and registry in memory; what is named in `away` does not answer."""
-
-    def __init__(self) -> None:
-        self.away: set[str] = set()
-        self.jobs: list[Job] = []
-        self.fingerprints: dict[UUID, str] = {}
-        self.accepted = 0
-        self.published: list[tuple[str, TrainingJob, dict[str, str]]] = []
-        self.confirmed: list[UUID] = []
-        self.objects: dict[str, bytes] = {}
-        self.models: dict[str, list[ModelVersion]] = {}
-        self.is_started = True
-
-    def need(self, name: str) -> None:
-        if name in self.away:
-            raise DependencyUnavailableError(name)
-
-    def services(self) -> Services:
-        def check(name: str) -> Any:
-            async def call() -> None:
-                self.need(name)
-
-            return call
-
-        async def nothing() -> None:
-            return None
-
-        return Services(
-            jobs=self,
-            publisher=self,
-            store=self,
-            models=self,
-            checks={name: check(name) for name in ("database", "broker", "object-store", "registry")},
-            start=nothing,
-            stop=nothing,
-            started=lambda: self.is_started,
-        )
-
-    async def accept(self, series_id: str, limit: int, window_seconds: int) -> Rejection | None:
-        self.need("database")
-        self.accepted += 1
-        return Rejection(12.3) if self.accepted > limit else None
-
-    async def find_same(self, new: NewJob) -> Job | None:
-        self.need("database")
-        return next((job for job in self.jobs if self.fingerprints[job.job_id] == new.fingerprint), None)
-
-    async def create(self, new: NewJob) -> tuple[Job, TrainingJob | None]:
-        self.need("database")
-        job = Job(
-            job_id=uuid4(),
-            series_id=new.series_id,
-            status=JobStatus.QUEUED,
-            created_at=datetime.now(UTC),
-            points=new.points,
-            parameters=new.parameters,
-            priority=new.priority,
-            attempts=0,
-            durations=JobDurations(),
-            links={"self": "/jobs/1"},
-        )
-        self.jobs.append(job)
-        self.fingerprints[job.job_id] = new.fingerprint
-        message = TrainingJob(
-            job_id=job.job_id,
-            series_id=new.series_id,
-            sequence=len(self.jobs),
-            data_key=new.data_key,
-            data_sha256=new.data_sha256,
-            points=new.points,
-            parameters=new.parameters,
-            priority=new.priority,
-            request_id=new.request_id,
-            created_at=job.created_at,
-        )
-        return job, message
-
-    async def mark_published(self, message: TrainingJob) -> None:
-        self.confirmed.append(message.job_id)
-
-    async def unpublished(self) -> list[TrainingJob]:
-        return []
-
-    async def get(self, job_id: UUID) -> Job | None:
-        self.need("database")
-        return next((job for job in self.jobs if job.job_id == job_id), None)
-
-    async def page(
-        self, series_id: str | None, status: JobStatus | None, before: int | None, limit: int
-    ) -> tuple[list[Job], int | None]:
-        found = [
-            (number, job)
-            for number, job in reversed(list(enumerate(self.jobs, 1)))
-            if series_id in (None, job.series_id)
-            and status in (None, job.status)
-            and (before is None or number < before)
-        ]
-        return [job for _, job in found[:limit]], found[limit - 1][0] if len(found) > limit else None
-
-    async def cancel(self, job_id: UUID) -> tuple[Job | None, bool]:
-        for index, job in enumerate(self.jobs):
-            if job.job_id == job_id:
-                if job.status is not JobStatus.QUEUED:
-                    return job, False
-                self.jobs[index] = job.model_copy(update={"status": JobStatus.CANCELLED})
-                return self.jobs[index], True
-        return None, False
-
-    async def fail(self, job_id: UUID, attempt: int | None, code: str, text: str) -> bool:
-        index = next(i for i, job in enumerate(self.jobs) if job.job_id == job_id)
-        self.jobs[index] = self.jobs[index].model_copy(update={"status": JobStatus.FAILED})
-        return True
-
-    async def publish(
-        self, routing_key: str, body: bytes, *, message_id: str, headers: dict[str, str] | None = None
-    ) -> None:
-        self.need("broker")
-        self.published.append((routing_key, TrainingJob.model_validate_json(body), headers or {}))
-
-    async def put(self, key: str, blob: bytes) -> None:
-        self.need("object-store")
-        self.objects[key] = blob
-
-    async def versions(self, series_id: str) -> list[ModelVersion]:
-        self.need("registry")
-        return self.models.get(series_id, [])
 
 
 @pytest.fixture
@@ -164,8 +29,7 @@ def backend() -> Backend:
 
 @pytest.fixture
 async def client(backend: Backend) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(backend.services(), TrainingApiSettings(max_body_bytes=100_000, min_points=100, max_points=1000))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://api") as client:
+    async with backend.client() as client:
         yield client
 
 
@@ -316,16 +180,6 @@ async def test_only_a_queued_job_is_cancelled(client: httpx.AsyncClient, backend
     assert (await client.delete(f"/jobs/{uuid4()}")).status_code == 404
 
 
-async def test_versions(client: httpx.AsyncClient, backend: Backend) -> None:
-    backend.models["s1"] = [
-        ModelVersion(
-            version=2, aliases=["production"], created_at=datetime.now(UTC), run_id="r", job_id="j", sequence=4, tags={}
-        )
-    ]
-    body = (await client.get("/models/s1/versions")).json()
-    assert (body["model_name"], body["versions"][0]["aliases"]) == ("model_od_s1", ["production"])
-
-
 @pytest.mark.parametrize(
     ("started", "away", "ready", "health"),
     [(True, set(), 200, 200), (True, {"broker"}, 200, 503), (False, {"database"}, 503, 503)],
@@ -357,5 +211,185 @@ async def test_the_documented_example_is_accepted(client: httpx.AsyncClient) -> 
     for reference in ("FitRequest", "Point", "DetectorParameters", "ErrorEnvelope"):
         assert reference in document["components"]["schemas"]
     FitRequest.model_validate_json(httpx.Request("POST", "http://x", json=FIT_EXAMPLE).content)
-    assert (await client.post("/fit/s1", json=FIT_EXAMPLE)).status_code == 202
+    first = await client.post("/fit/s1", json=FIT_EXAMPLE)
+    assert first.status_code == 202
+    as_csv = await client.post(
+        "/fit/s1",
+        content=FIT_EXAMPLE_CSV,
+        headers={"Content-Type": "text/csv"},
+        params=FIT_EXAMPLE["parameters"],  # type: ignore[arg-type]
+    )
+    assert as_csv.json()["job_id"] == first.json()["job_id"]
     assert (await client.get("/docs")).status_code == 200
+
+
+async def test_a_request_sent_again_under_its_key_is_the_same_job(
+    client: httpx.AsyncClient, backend: Backend, points: Points
+) -> None:
+    backend.accepted = 4  # the limit lets one more pass
+    key = {"Idempotency-Key": "request-7"}
+    first = await client.post("/fit/s1", json={"data": points}, headers=key)
+    again = await client.post("/fit/s1", json={"data": points}, headers=key)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert again.json()["job_id"] == first.json()["job_id"]
+    assert len(backend.published) == 1
+    other = await client.post("/fit/s1", json={"data": points, "parameters": {"random_state": 1}}, headers=key)
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "INVALID_INPUT")
+    assert other.json()["error"]["details"][0]["field"] == "Idempotency-Key"
+
+
+async def test_a_key_stands_for_its_job_whatever_came_later(
+    client: httpx.AsyncClient, backend: Backend, points: Points
+) -> None:
+    first = await client.post("/fit/s1", json={"data": points}, headers={"Idempotency-Key": "k"})
+    await client.post("/fit/s1", json={"data": points, "parameters": {"random_state": 1}})
+    backend.jobs[0] = backend.jobs[0].model_copy(update={"status": JobStatus.SUPERSEDED})
+    again = await client.post("/fit/s1", json={"data": points}, headers={"Idempotency-Key": "k"})
+    assert again.json() == first.json() | {"status": "superseded"}
+
+
+async def test_a_key_of_a_request_that_was_refused_is_free(
+    client: httpx.AsyncClient, backend: Backend, points: Points
+) -> None:
+    backend.away.add("broker")
+    key = {"Idempotency-Key": "k"}
+    assert (await client.post("/fit/s1", json={"data": points}, headers=key)).status_code == 503
+    backend.away.clear()
+    assert (await client.post("/fit/s1", json={"data": points}, headers=key)).json()["status"] == "queued"
+    assert len(backend.published) == 1
+
+
+@pytest.mark.parametrize("key", ["", "with space", "x" * 129])
+async def test_an_unusable_key_is_refused(client: httpx.AsyncClient, points: Points, key: str) -> None:
+    answer = await client.post("/fit/s1", json={"data": points}, headers={"Idempotency-Key": key})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "INVALID_INPUT")
+
+
+GZIP = {"Content-Encoding": "gzip"}
+
+
+async def test_a_compressed_body_is_the_same_request(client: httpx.AsyncClient, points: Points) -> None:
+    plain = await client.post("/fit/s1", json={"data": points})
+    packed = await client.post("/fit/s1", content=gzip.compress(json.dumps({"data": points}).encode()), headers=GZIP)
+    assert packed.status_code == 202, packed.text
+    assert packed.json()["job_id"] == plain.json()["job_id"]
+
+
+async def test_a_bomb_is_refused_while_it_is_read(client: httpx.AsyncClient) -> None:
+    taken = 0
+    packer = zlib.compressobj(wbits=31)
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield packer.compress(bytes(1_000_000))
+
+    answer = await client.post("/fit/s1", content=endless(), headers=GZIP)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
+    assert taken < 50  # of compressed output there is some every 16 calls or so
+
+
+async def test_a_compressed_body_just_within_the_limit_is_read(client: httpx.AsyncClient, points: Points) -> None:
+    body = json.dumps({"data": points}).encode()
+    for size, status in ((100_000, 202), (100_001, 413)):
+        answer = await client.post("/fit/s1", content=gzip.compress(body.ljust(size)), headers=GZIP)
+        assert answer.status_code == status, size
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding", "status"),
+    [
+        (b"{}", "gzip", 400),
+        (gzip.compress(b"{}")[:-1], "gzip", 400),
+        (gzip.compress(b"{}") + b"x", "gzip", 400),
+        (gzip.compress(b"{}") + gzip.compress(b"{}"), "gzip", 400),
+        (gzip.compress(b"{}")[:-6] + b"xxxxxx", "gzip", 400),
+        (b"", "gzip", 400),
+        (b"{}", "br", 415),
+        (b"{}", "gzip, gzip", 415),
+    ],
+)
+async def test_a_damaged_or_unknown_encoding_is_refused(
+    client: httpx.AsyncClient, backend: Backend, content: bytes, encoding: str, status: int
+) -> None:
+    answer = await client.post("/fit/s1", content=content, headers={"Content-Encoding": encoding})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, "INVALID_INPUT")
+    assert not backend.jobs
+
+
+CSV = {"Content-Type": "text/csv; charset=utf-8"}
+
+
+def csv_of(points: Points) -> str:
+    return "timestamp,value\n" + "".join(f"{p['timestamp']},{p['value']!r}\n" for p in points)
+
+
+async def test_csv_is_the_same_request_as_json(client: httpx.AsyncClient, backend: Backend, points: Points) -> None:
+    first = await client.post("/fit/s1", json={"data": points, "parameters": {"max_samples": 1.0}, "priority": "high"})
+    windows = "\ufeff" + csv_of(points).replace("\n", "\r\n") + "\r\n"
+    for text in (csv_of(points), windows):
+        answer = await client.post("/fit/s1?max_samples=1.0&priority=high", content=text.encode(), headers=CSV)
+        assert answer.status_code == 202, answer.text
+        assert answer.json()["job_id"] == first.json()["job_id"]
+    # One sample is not all samples.
+    assert (await client.post("/fit/s1?max_samples=1", content=csv_of(points), headers=CSV)).json() != first.json()
+    packed = gzip.compress(csv_of(points).encode())
+    assert (await client.post("/fit/s2", content=packed, headers=CSV | GZIP)).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "reason"),
+    [
+        ("1700000900,abc", "INVALID_INPUT", "str, not a number"),
+        ("1700000900,", "INVALID_INPUT", "null, not a number"),
+        ("1700000900,nan", "INVALID_INPUT", "nan is not"),
+        ("1700000900,1e300", "INVALID_INPUT", "1e+300 is not"),
+        ("1700000900,1_0", "INVALID_INPUT", "str, not a number"),
+        ("2023-11-14,1", "INVALID_TIMESTAMP", "str, not a number"),
+        ("1700000600,1", "INVALID_TIMESTAMP", "1700000600 repeats the timestamp before it"),
+        ("1700000900000,1", "INVALID_TIMESTAMP", "1700000900000 is outside"),
+        ("1700000900", "INVALID_INPUT", "`value` is missing"),
+        ("1700000900,1,g", "INVALID_INPUT", "unknown field `column 3`"),
+    ],
+)
+async def test_a_bad_line_of_csv_is_named_as_a_bad_point_of_json_is(
+    client: httpx.AsyncClient, points: Points, line: str, code: str, reason: str
+) -> None:
+    lines = csv_of(points).splitlines()
+    lines[4] = line
+    answer = await client.post("/fit/s1", content="\n".join(lines), headers=CSV)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["details"][0]["index"]) == (422, code, 3), error
+    assert error["details"][0]["reason"].startswith(reason), error
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/fit/s1", b"", 422, "INVALID_INPUT"),
+        ("/fit/s1", b"1,2\n", 422, "INVALID_INPUT"),
+        ("/fit/s1", b"value,timestamp\n1,2\n", 422, "INVALID_INPUT"),
+        ("/fit/s1", b"timestamp,value\n", 422, "INSUFFICIENT_DATA"),
+        ("/fit/s1", b"timestamp,value\n1,\xff\n", 400, "INVALID_INPUT"),
+        ("/fit/s1", b'timestamp,value\n1,"2\n', 400, "INVALID_INPUT"),
+        ("/fit/s1", b"timestamp,value\n" + b"1,2\n" * 1001, 422, "INVALID_INPUT"),
+        ("/fit/s1", b"timestamp,value\n" + b"1,2\n" * 30_000, 413, "PAYLOAD_TOO_LARGE"),
+    ],
+)
+async def test_bad_csv_is_refused(client: httpx.AsyncClient, path: str, body: bytes, status: int, code: str) -> None:
+    answer = await client.post(path, content=body, headers=CSV)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+async def test_too_many_lines_are_counted(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/fit/s1", content="timestamp,value\n" + "1,2\n" * 1234, headers=CSV)
+    assert answer.json()["error"]["message"] == "1234 points are more than the 1000 allowed"
+
+
+@pytest.mark.parametrize("query", ["trees=3", "parameters=3", "n_estimators=many", "priority=now"])
+async def test_an_unknown_option_of_a_csv_request_is_refused(
+    client: httpx.AsyncClient, points: Points, query: str
+) -> None:
+    answer = await client.post(f"/fit/s1?{query}", content=csv_of(points), headers=CSV)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (422, "a parameter is not acceptable")

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -27,9 +28,11 @@ from anomaly_detection.contracts import (
 from anomaly_detection.errors import DependencyUnavailableError
 from anomaly_detection.jobs import Claim
 from anomaly_detection.object_store import ObjectNotFoundError
+from training_worker.__main__ import main
 from training_worker.health import health_app
 from training_worker.metrics import Metrics
 from training_worker.process import ProcessDiedError, TrainingProcess
+from training_worker.requeue import requeue
 from training_worker.results import Registered, RegistryUnavailableError, UntrainableError
 from training_worker.worker import Worker
 
@@ -138,6 +141,12 @@ class Backend:
         self._called("give_back")
         self.status = JobStatus.QUEUED
 
+    @asynccontextmanager
+    async def locked(self, series_id: str) -> AsyncIterator[None]:
+        self._called("locked")
+        yield
+        self.calls.append("unlocked")
+
     async def get(self, key: str) -> bytes:
         self._called("get")
         return b"points"
@@ -180,7 +189,17 @@ async def test_a_job_is_trained_promoted_announced_and_only_then_acknowledged() 
     backend, message = Backend(), job_message()
     delivery = FakeDelivery(message)
     assert await handled(backend, delivery) == "ack"
-    assert backend.calls == ["claim", "get", "train(False,)", "succeed", "promote", "publish", "prune"]
+    assert backend.calls == [
+        "claim",
+        "get",
+        "train(False,)",
+        "succeed",
+        "promote",
+        "publish",
+        "locked",
+        "prune",
+        "unlocked",
+    ]
     (routing_key, event), *_ = backend.events
     assert routing_key == "training.completed.s1"
     assert (event.job_id, event.model_version, event.sequence, event.request_id) == (message.job_id, 7, 3, "request-1")
@@ -274,9 +293,13 @@ async def test_patience_ends() -> None:
     assert backend.status is JobStatus.QUEUED
 
 
-async def test_old_versions_that_cannot_be_deleted_are_no_failure() -> None:
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [("prune", RegistryUnavailableError("refused")), ("locked", DependencyUnavailableError("database"))],
+)
+async def test_old_versions_that_cannot_be_deleted_are_no_failure(call: str, error: Exception) -> None:
     backend = Backend()
-    backend.failures["prune"] = [RegistryUnavailableError("refused")]
+    backend.failures[call] = [error]
     assert await handled(backend, FakeDelivery(job_message())) == "ack"
     assert backend.status is JobStatus.SUCCEEDED
 
@@ -434,3 +457,100 @@ async def test_health_routes() -> None:
         assert 'training_jobs_total{outcome="succeeded"} 1.0' in (await client.get("/metrics")).text
         missing = await client.get("/other")
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "NOT_FOUND")
+
+
+class DeadLetters:
+    """A dead-letter queue, the jobs of its messages and the broker they go back to."""
+
+    def __init__(self, *letters: TrainingJob | bytes) -> None:
+        self.letters = [FakeDelivery(letter) for letter in letters]
+        self.jobs = {
+            letter.job_id: Backend(JobStatus.FAILED)._job(letter)
+            for letter in letters
+            if isinstance(letter, TrainingJob)
+        }
+        self.messages = {letter.job_id: letter for letter in letters if isinstance(letter, TrainingJob)}
+        self.calls: list[str] = []
+        self.said: list[str] = []
+        self.away = False
+
+    def set(self, message: TrainingJob, status: JobStatus) -> None:
+        self.jobs[message.job_id] = self.jobs[message.job_id].model_copy(update={"status": status})
+
+    async def waiting(self) -> AsyncIterator[FakeDelivery]:
+        for letter in self.letters:
+            yield letter
+
+    async def reopen(self, message: TrainingJob) -> tuple[TrainingJob | None, Job | None]:
+        job = self.jobs.get(message.job_id)
+        if job is None or job.status in (JobStatus.SUCCEEDED, JobStatus.CANCELLED, JobStatus.SUPERSEDED):
+            return None, job
+        self.calls.append("reopen")
+        self.set(message, JobStatus.QUEUED)
+        # As the database has it, which may be newer than the message.
+        return message.model_copy(update={"priority": Priority.HIGH}), self.jobs[message.job_id]
+
+    async def publish(
+        self, routing_key: str, body: bytes, *, message_id: str, headers: dict[str, str] | None = None
+    ) -> None:
+        if self.away:
+            raise DependencyUnavailableError("broker")
+        self.calls.append(f"publish {routing_key}")
+
+    async def mark_published(self, message: TrainingJob) -> None:
+        self.calls.append("mark_published")
+
+    async def requeue(self, job_id: UUID | None = None, limit: int | None = None) -> int:
+        return await requeue(self.waiting(), self, self, job_id=job_id, limit=limit, say=self.said.append)
+
+    def answers(self) -> list[str]:
+        return [letter.answer for letter in self.letters]
+
+
+async def test_a_dead_letter_is_acknowledged_after_its_job_waits_again() -> None:
+    message = job_message()
+    dead = DeadLetters(message)
+    assert await dead.requeue() == 1
+    assert dead.calls == ["reopen", "publish training.job.priority", "mark_published"]
+    assert dead.answers() == ["ack"]
+    assert dead.jobs[message.job_id].status is JobStatus.QUEUED
+    assert dead.said == [f"requeued: job {message.job_id} of series s1"]
+
+
+async def test_a_dead_letter_stays_while_the_broker_is_away() -> None:
+    dead = DeadLetters(job_message())
+    dead.away = True
+    with pytest.raises(DependencyUnavailableError):
+        await dead.requeue()
+    assert dead.answers() == [""]
+
+
+async def test_only_so_many_dead_letters_are_requeued() -> None:
+    dead = DeadLetters(*(job_message() for _ in range(4)))
+    assert await dead.requeue(limit=2) == 2
+    assert dead.answers() == ["ack", "ack", "", ""]
+
+
+async def test_only_the_dead_letter_of_one_job_is_requeued() -> None:
+    messages = [job_message() for _ in range(3)]
+    dead = DeadLetters(b"not a job", *messages)
+    assert await dead.requeue(job_id=messages[1].job_id) == 1
+    assert dead.answers() == ["", "", "ack", ""]
+    assert await dead.requeue(job_id=uuid4()) == 0
+
+
+async def test_a_dead_letter_nobody_can_use_is_removed_and_one_nobody_understands_stays() -> None:
+    done, unknown = job_message(), job_message()
+    dead = DeadLetters(b"not a job", unknown, done)
+    dead.set(done, JobStatus.SUCCEEDED)
+    del dead.jobs[unknown.job_id]
+    assert await dead.requeue() == 0
+    assert dead.answers() == ["", "", "ack"]
+    assert [text.split(":")[0] for text in dead.said] == ["left", "left", "removed"]
+
+
+@pytest.mark.parametrize("arguments", [["requeue", "--limit", "0"], ["requeue", "--job", "7"], ["rerun"]])
+def test_a_wrong_command_line_is_refused(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["training_worker", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 
 import aio_pika
@@ -129,6 +129,27 @@ class Broker:
         queue = await channel.declare_queue(queue_name, passive=True)
         tag = await queue.consume(handler)
         self._consumers.append((channel, queue, tag))
+
+    async def waiting(self, queue_name: str) -> AsyncGenerator[AbstractIncomingMessage, None]:
+        """The messages that wait in a queue now, in its order; those not acknowledged at the end stay in it.
+
+        Raises:
+            DependencyUnavailableError: the broker went away.
+            RuntimeError: called before `connect`.
+        """
+        if self._connection is None:
+            raise RuntimeError("connect first")
+        try:
+            # Closing its channel returns what was taken out of the queue.
+            async with self._connection.channel(publisher_confirms=False) as channel:
+                queue = await channel.declare_queue(queue_name, passive=True)
+                for _ in range(queue.declaration_result.message_count or 0):
+                    message = await queue.get(no_ack=False, fail=False, timeout=PUBLISH_SECONDS)
+                    if message is None:
+                        return
+                    yield message
+        except (AMQPError, ChannelInvalidStateError, OSError) as error:
+            raise DependencyUnavailableError(NAME) from error
 
     async def stop_consuming(self) -> None:
         """Take no further messages; those in hand can still be acknowledged or returned."""

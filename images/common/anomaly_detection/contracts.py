@@ -29,6 +29,10 @@ TAG_MEAN, TAG_STD = "mean", "std"
 TAG_BLOB_SHA256 = "blob_sha256"
 TAG_SEQUENCE = "sequence"
 TAG_JOB_ID = "job_id"
+TAG_DATA_KEY, TAG_DATA_SHA256 = "data_key", "data_sha256"
+TAG_SCORE_HISTOGRAM = "score_histogram"
+SCORE_HISTOGRAM_BINS = 20
+"""The training points' scores are counted in this many bins of equal width from 0 to 1, the range of a score."""
 
 # Broker topology, declared by RabbitMQ's definitions; the services only use it.
 EVENTS_EXCHANGE = "training-events"
@@ -164,13 +168,23 @@ class TrainingJob(Message):
     created_at: datetime
 
 
-class TrainingCompleted(Message):
-    """Event that says a series has a new model in production."""
+class ProductionChange(StrEnum):
+    """Why another version of a series' model is in production."""
 
-    job_id: UUID
+    TRAINED = "trained"
+    PROMOTED = "promoted"
+    ROLLED_BACK = "rolled_back"
+    DELETED = "deleted"
+
+
+class TrainingCompleted(Message):
+    """Event that says another version of a series' model is in production, or none any more."""
+
+    job_id: UUID | None = Field(description="the job that made the version; null when there is no version")
     series_id: SeriesId
-    model_version: int
-    sequence: int
+    model_version: int | None = Field(description="the version in production now; null after a deletion")
+    sequence: int = Field(description="of the job or the decision: a higher one came later")
+    change: ProductionChange = ProductionChange.TRAINED
     request_id: str
     finished_at: datetime
 
@@ -206,6 +220,7 @@ class Job(BaseModel):
     priority: Priority
     attempts: int = Field(description="how often a worker took the job")
     model_version: int | None = None
+    model_deleted_at: datetime | None = Field(default=None, description="when that version was deleted by a request")
     mlflow_run_id: str | None = None
     durations: JobDurations
     error: JobError | None = None
@@ -246,3 +261,120 @@ class ModelVersions(BaseModel):
     series_id: str
     model_name: str
     versions: list[ModelVersion]
+
+
+class ModelSummary(BaseModel):
+    """A series with a model in production."""
+
+    series_id: str
+    model_name: str
+    model_version: int = Field(description="the version in production")
+    updated_at: datetime = Field(description="since when")
+    links: dict[str, str] = Field(examples=[{"versions": "/models/sensor_1_x/versions"}])
+
+
+class ModelPage(BaseModel):
+    """A page of models in the order of their series."""
+
+    models: list[ModelSummary]
+    next_cursor: str | None = Field(description="pass it as `cursor` for the following page; null on the last one")
+
+
+class ScoreDistribution(BaseModel):
+    """How the scores of a version's own training points are distributed."""
+
+    threshold: float | None = Field(description="a point with a greater score is an anomaly")
+    anomalies: float | None = Field(description="share of the points above the threshold")
+    quantiles: dict[str, float] = Field(examples=[{"p50": 0.41, "p95": 0.55, "p99": 0.63}])
+    histogram: list[int] | None = Field(
+        description=f"points in each of {SCORE_HISTOGRAM_BINS} bins of equal width from 0 to 1; "
+        "null for versions made before it was kept"
+    )
+
+
+class ModelVersionDetail(ModelVersion):
+    """A version with what it was made from and how it came out."""
+
+    series_id: str
+    parameters: dict[str, str]
+    metrics: dict[str, float]
+    data_sha256: str | None = Field(description="digest of the points: equal digests, equal points")
+    data_key: str | None = Field(description="key of the points in the training bucket")
+    scores: ScoreDistribution
+
+
+class Compared(BaseModel):
+    """A figure of two versions."""
+
+    a: float | None
+    b: float | None
+    difference: float | None = Field(description="b - a")
+
+
+class ComparedText(BaseModel):
+    """A setting of two versions."""
+
+    a: str | None
+    b: str | None
+
+
+class ComparedScores(BaseModel):
+    """The distributions of two versions' scores, each over its own training points, and how far they are apart."""
+
+    a: ScoreDistribution
+    b: ScoreDistribution
+    kolmogorov_smirnov: float | None = Field(
+        description="greatest difference between the shares of points below a score, 0 to 1; from the histograms"
+    )
+    population_stability_index: float | None = Field(
+        description="0 for equal distributions; above 0.25 is commonly called a major shift; from the histograms"
+    )
+
+
+class ModelComparison(BaseModel):
+    """Two versions of the model of a series, side by side."""
+
+    series_id: str
+    a: ModelVersion
+    b: ModelVersion
+    same_data: bool = Field(description="both were made from the same points")
+    same_parameters: bool
+    data_sha256: ComparedText
+    parameters: dict[str, ComparedText] = Field(description="those that differ")
+    metrics: dict[str, Compared]
+    scores: ComparedScores
+
+
+class PromoteRequest(Contract):
+    """Body of `POST /models/{series_id}/promote`."""
+
+    version: int = Field(ge=1, le=2**31 - 1, examples=[1])
+
+
+class RollbackRequest(Contract):
+    """Body of `POST /models/{series_id}/rollback`; it may be left out."""
+
+    from_version: int | None = Field(
+        default=None,
+        ge=1,
+        le=2**31 - 1,
+        description="refuse unless this version is in production: makes it safe to send the request again",
+        examples=[2],
+    )
+
+
+class ProductionChanged(BaseModel):
+    """Answer to a promotion or a rollback."""
+
+    series_id: str
+    model_version: int = Field(description="the version in production now")
+    previous_version: int | None = Field(description="the one that a rollback would put back")
+    sequence: int = Field(description="jobs with a lower one do not replace this version any more")
+    links: dict[str, str]
+
+
+class ModelDeleted(BaseModel):
+    """Answer to a deletion."""
+
+    series_id: str
+    deleted_versions: list[int]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from anomaly_detection.contracts import DetectorParameters
+from anomaly_detection.contracts import SCORE_HISTOGRAM_BINS, DetectorParameters
 
 if TYPE_CHECKING:
     from sklearn.ensemble import IsolationForest
@@ -167,6 +167,12 @@ def fallback_score(values: ArrayLike, mean: float, std: float) -> tuple[NDArray[
     with np.errstate(over="ignore"):  # a distance beyond float64 is infinite, its score 1
         distance = np.abs(np.asarray(values, dtype=np.float64) - mean)
         return 1.0 - FALLBACK_SIGMAS / (distance / std + FALLBACK_SIGMAS), distance > FALLBACK_SIGMAS * std
+
+
+def score_histogram(scores: ArrayLike) -> list[int]:
+    """How many of these scores, shape (n,), lie in each of `SCORE_HISTOGRAM_BINS` bins of equal width from 0 to 1."""
+    counts, _ = np.histogram(scores, bins=SCORE_HISTOGRAM_BINS, range=(0.0, 1.0))
+    return [int(count) for count in counts]
 
 
 def fit_isolation_forest(values: ArrayLike, parameters: DetectorParameters) -> tuple[IsolationForest, ScoringModel]:

@@ -10,12 +10,11 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-import orjson
-from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from anomaly_detection.contracts import (
     SERIES_ID_PATTERN,
@@ -25,8 +24,6 @@ from anomaly_detection.contracts import (
     Job,
     JobPage,
     JobStatus,
-    ModelVersions,
-    model_name,
 )
 from anomaly_detection.errors import (
     AppError,
@@ -36,33 +33,31 @@ from anomaly_detection.errors import (
     install_error_handlers,
 )
 from anomaly_detection.http import RequestMiddleware
-from anomaly_detection.jobs import NewJob
+from anomaly_detection.jobs import NewJob, publish_job
 from anomaly_detection.logging import request_id
-from anomaly_detection.series import Series, check_variation, read_points
-from training_api.services import DependencyState, Services, publish_job
+from anomaly_detection.series import Series, check_variation
+from training_api.body import CSV, read_body, read_fit
+from training_api.model_routes import model_routes
+from training_api.openapi import SeriesIdPath, errors
+from training_api.services import DependencyState, Services
 from training_api.settings import TrainingApiSettings
 
 _PARSED_AT_A_TIME = 2  # a body of 10 MB becomes 50 MB of Python objects for the moment of its check
 _NEVER_ENDING_SEQUENCE = 2**63 - 1
+IDEMPOTENCY_KEY_PATTERN = r"^[!-~]{1,128}$"
+"""Visible ASCII characters, as RFC 9110 lets a header's value have them, without spaces."""
 
 logger = logging.getLogger(__name__)
 
-SeriesIdPath = Annotated[
-    str,
-    Path(
-        pattern=SERIES_ID_PATTERN,
-        description="letters, digits and `_`, 1 to 128",
-        openapi_examples={"x": {"value": "sensor_17_x"}},
-    ),
+FIT_EXAMPLE_POINTS = [
+    {"timestamp": 1700000000 + 300 * i, "value": round(math.sin(i / 5) + 0.01 * (i * 7 % 13), 4)} for i in range(120)
 ]
-
 FIT_EXAMPLE = {
-    "data": [
-        {"timestamp": 1700000000 + 300 * i, "value": round(math.sin(i / 5) + 0.01 * (i * 7 % 13), 4)}
-        for i in range(120)
-    ],
+    "data": FIT_EXAMPLE_POINTS,
     "parameters": {"n_estimators": 100, "contamination": 0.01, "random_state": 42},
 }
+
+FIT_EXAMPLE_CSV = "timestamp,value\n" + "".join(f"{p['timestamp']},{p['value']}\n" for p in FIT_EXAMPLE_POINTS)
 
 
 class Health(BaseModel):
@@ -76,21 +71,6 @@ class Alive(BaseModel):
     """The process answers."""
 
     status: Literal["alive"] = "alive"
-
-
-def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI descriptions of the error answers of a route."""
-    meanings = {
-        400: "The body is not JSON.",
-        404: "There is no such thing.",
-        409: "The job is past cancelling.",
-        413: "The body is too large.",
-        422: "The input is not acceptable; `code` and `details` say why.",
-        429: "Too many fits of this series; `Retry-After` says when to come back.",
-        500: "An unexpected error.",
-        503: "A service this one needs is away; nothing was changed. `Retry-After` says when to come back.",
-    }
-    return {code: {"model": ErrorEnvelope, "description": meanings[code]} for code in (*codes, 500)}
 
 
 def create_app(services: Services, settings: TrainingApiSettings) -> FastAPI:
@@ -135,45 +115,23 @@ def create_app(services: Services, settings: TrainingApiSettings) -> FastAPI:
     )
     parsing = asyncio.Semaphore(_PARSED_AT_A_TIME)
 
-    def read_fit(body: bytes) -> tuple[Series, FitOptions, str, bytes]:
+    def read(request: Request, body: bytes) -> tuple[Series, FitOptions, str, bytes]:
         """Check a body; also the digest and the stored form of its series. CPU-bound: runs in a thread."""
-        try:
-            document = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise AppError(
-                ErrorCode.INVALID_INPUT, "the body is not JSON", [{"reason": str(error)}], status=400
-            ) from error
-        if not isinstance(document, dict) or "data" not in document:
-            raise AppError(
-                ErrorCode.INVALID_INPUT,
-                "the body must be an object with `data`",
-                [{"field": "data", "reason": "missing"}],
-            )
-        data = document.pop("data")
-        try:
-            options = FitOptions.model_validate(document)
-        except ValidationError as error:
-            details = [
-                {"field": ".".join(map(str, item["loc"])), "reason": item["msg"]}
-                for item in error.errors(include_url=False, include_input=False, include_context=False)
-            ]
-            raise AppError(ErrorCode.INVALID_INPUT, "a parameter is not acceptable", details) from error
-        series = read_points(data, min_points=settings.min_points, max_points=settings.max_points)
+        series, options = read_fit(
+            body,
+            request.headers.get("content-type", ""),
+            request.query_params,
+            min_points=settings.min_points,
+            max_points=settings.max_points,
+        )
         check_variation(series)
         return series, options, series.sha256(), series.to_bytes()
 
-    async def fit(series_id: str, request: Request) -> tuple[Job, str]:
+    async def fit(series_id: str, request: Request, key: str | None) -> tuple[Job, str]:
         """The job of a fit request, and what the metrics call the outcome."""
-        body = await _read_body(request, settings.max_body_bytes)
+        body = await read_body(request, settings.max_body_bytes)
         async with parsing:
-            series, options, digest, blob = await asyncio.to_thread(read_fit, body)
-        rejection = await services.jobs.accept(series_id, settings.fit_rate_limit, settings.fit_rate_window_seconds)
-        if rejection:
-            raise AppError(
-                ErrorCode.RATE_LIMIT_EXCEEDED,
-                f"a series is fitted at most {settings.fit_rate_limit} times in {settings.fit_rate_window_seconds} s",
-                headers={"Retry-After": str(math.ceil(rejection.retry_after) or 1)},
-            )
+            series, options, digest, blob = await asyncio.to_thread(read, request, body)
         new = NewJob(
             series_id=series_id,
             # Named by content: the same points are stored once, and storing them again changes nothing.
@@ -183,8 +141,20 @@ def create_app(services: Services, settings: TrainingApiSettings) -> FastAPI:
             parameters=options.parameters,
             priority=options.priority,
             request_id=request_id(),
+            idempotency_key=key,
         )
-        if same := await services.jobs.find_same(new):
+        # A request that is sent again does not count against the limit.
+        if replayed := await services.jobs.replay(new):
+            return replayed, "same"
+        rejection = await services.jobs.accept(series_id, settings.fit_rate_limit, settings.fit_rate_window_seconds)
+        if rejection:
+            raise AppError(
+                ErrorCode.RATE_LIMIT_EXCEEDED,
+                f"a series is fitted at most {settings.fit_rate_limit} times in {settings.fit_rate_window_seconds} s",
+                headers={"Retry-After": str(math.ceil(rejection.retry_after) or 1)},
+            )
+        # A key has to be kept with the job it stands for, which `create` does in one step.
+        if key is None and (same := await services.jobs.find_same(new)):
             return same, "same"
         await services.store.put(new.data_key, blob)
         job, message = await services.jobs.create(new)
@@ -207,23 +177,41 @@ def create_app(services: Services, settings: TrainingApiSettings) -> FastAPI:
         tags=["training"],
         summary="Learn a series",
         description="Checks the points, stores them and queues a training. The same points and parameters again are "
-        "the same job; a newer fit supersedes one that is still queued.",
-        responses=_errors(400, 413, 422, 429, 503),
+        "the same job; a newer fit supersedes one that is still queued. The body is JSON or, with `Content-Type: "
+        "text/csv`, lines of `timestamp,value` under this header, with `priority` and the detector's parameters in the "
+        "query. With `Content-Encoding: gzip` it is compressed; limits are those of the body without it.",
+        responses=errors(400, 413, 415, 422, 429, 503),
         openapi_extra={
             "requestBody": {
                 "required": True,
                 "content": {
                     "application/json": {
                         "schema": {"$ref": "#/components/schemas/FitRequest"},
-                        "examples": {"a day of samples": {"value": FIT_EXAMPLE}},
-                    }
+                        "examples": {"half a day of samples": {"value": FIT_EXAMPLE}},
+                    },
+                    CSV: {
+                        "schema": {"type": "string"},
+                        "examples": {"half a day of samples": {"value": FIT_EXAMPLE_CSV}},
+                    },
                 },
             }
         },
     )
-    async def post_fit(series_id: SeriesIdPath, request: Request, response: Response) -> FitAccepted:
+    async def post_fit(
+        series_id: SeriesIdPath,
+        request: Request,
+        response: Response,
+        idempotency_key: Annotated[
+            str | None,
+            Header(
+                pattern=IDEMPOTENCY_KEY_PATTERN,
+                description="names this request: sent again within a day, it is answered with the same job and does "
+                "not count against the limit",
+            ),
+        ] = None,
+    ) -> FitAccepted:
         try:
-            job, outcome = await fit(series_id, request)
+            job, outcome = await fit(series_id, request, idempotency_key)
         except AppError as error:
             fits.labels(error.code.lower()).inc()
             raise
@@ -235,14 +223,14 @@ def create_app(services: Services, settings: TrainingApiSettings) -> FastAPI:
         response.headers["Location"] = job.links["self"]
         return FitAccepted(job_id=job.job_id, series_id=series_id, status=job.status, links=job.links)
 
-    @app.get("/jobs/{job_id}", tags=["jobs"], summary="A job", responses=_errors(404, 422, 503))
+    @app.get("/jobs/{job_id}", tags=["jobs"], summary="A job", responses=errors(404, 422, 503))
     async def get_job(job_id: UUID) -> Job:
         job = await services.jobs.get(job_id)
         if job is None:
             raise _no_job(job_id)
         return job
 
-    @app.get("/jobs", tags=["jobs"], summary="Jobs, newest first", responses=_errors(422, 503))
+    @app.get("/jobs", tags=["jobs"], summary="Jobs, newest first", responses=errors(422, 503))
     async def get_jobs(
         series_id: Annotated[
             str | None, Query(pattern=SERIES_ID_PATTERN, description="only jobs of this series")
@@ -261,7 +249,7 @@ def create_app(services: Services, settings: TrainingApiSettings) -> FastAPI:
         tags=["jobs"],
         summary="Cancel a queued job",
         description="Repeating it is harmless: a cancelled job stays cancelled.",
-        responses=_errors(404, 409, 422, 503),
+        responses=errors(404, 409, 422, 503),
     )
     async def delete_job(job_id: UUID) -> Job:
         job, cancelled = await services.jobs.cancel(job_id)
@@ -275,17 +263,7 @@ def create_app(services: Services, settings: TrainingApiSettings) -> FastAPI:
             )
         return job
 
-    @app.get(
-        "/models/{series_id}/versions",
-        tags=["models"],
-        summary="Versions of the model of a series, newest first",
-        responses=_errors(404, 422, 503),
-    )
-    async def get_versions(series_id: SeriesIdPath) -> ModelVersions:
-        versions = await services.models.versions(series_id)
-        if not versions:
-            raise AppError(ErrorCode.MODEL_NOT_FOUND, f"series {series_id} has no model")
-        return ModelVersions(series_id=series_id, model_name=model_name(series_id), versions=versions)
+    app.include_router(model_routes(services))
 
     @app.get("/health/live", tags=["health"], summary="The process answers")
     async def live() -> Alive:
@@ -331,29 +309,6 @@ async def _health(services: Services) -> Health:
         return Health(status="starting", dependencies=states)
     all_up = all(state.status == "up" for state in states.values())
     return Health(status="healthy" if all_up else "degraded", dependencies=states)
-
-
-async def _read_body(request: Request, limit: int) -> bytes:
-    """The body of a request, read no further than the limit.
-
-    Raises:
-        AppError: PAYLOAD_TOO_LARGE, before anything is read when the client declares a length beyond the limit.
-    """
-    too_large = AppError(
-        ErrorCode.PAYLOAD_TOO_LARGE,
-        f"the body is larger than {limit} bytes",
-        [{"limit_bytes": limit}],
-        headers={"Connection": "close"},
-    )
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
 
 
 def _no_job(job_id: UUID) -> AppError:

@@ -1,23 +1,36 @@
-"""The MLflow model registry over REST, read only."""
+"""The MLflow model registry over REST."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import httpx
 import orjson
 
-from anomaly_detection.contracts import TAG_JOB_ID, TAG_SEQUENCE, ModelVersion, model_name
+from anomaly_detection.contracts import (
+    PREVIOUS_ALIAS,
+    PRODUCTION_ALIAS,
+    TAG_JOB_ID,
+    TAG_SEQUENCE,
+    ModelVersion,
+    model_name,
+)
 from anomaly_detection.errors import DependencyUnavailableError
 from anomaly_detection.settings import MlflowSettings
 
 NAME = "registry"
 """Its name on the health routes and in errors."""
 
-_PAGE = 200
+_API = "/api/2.0/mlflow"
+_ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
+_PAGE = 1000
 _CHECK_SECONDS = 2.0
+
+logger = logging.getLogger(__name__)
 
 
 class Registry:
@@ -25,10 +38,13 @@ class Registry:
 
     Args:
         settings: where the registry is.
+        transport: of the HTTP client; only tests need another than the network.
     """
 
-    def __init__(self, settings: MlflowSettings) -> None:
-        self._client = httpx.AsyncClient(base_url=settings.tracking_uri, timeout=httpx.Timeout(5.0, connect=2.0))
+    def __init__(self, settings: MlflowSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._client = httpx.AsyncClient(
+            base_url=settings.tracking_uri, timeout=httpx.Timeout(5.0, connect=2.0), transport=transport
+        )
 
     async def versions(self, series_id: str) -> list[ModelVersion]:
         """The versions of the model of a series, newest first; empty when it has no model.
@@ -38,11 +54,9 @@ class Registry:
         """
         name = model_name(series_id)
         found, model = await asyncio.gather(
-            self._get(
-                "/api/2.0/mlflow/model-versions/search", {"filter": f"name = '{name}'", "max_results": str(_PAGE)}
-            ),
+            self._get(f"{_API}/model-versions/search", {"filter": f"name = '{name}'", "max_results": str(_PAGE)}),
             # Only here MLflow tells the aliases.
-            self._get("/api/2.0/mlflow/registered-models/get", {"name": name}),
+            self._get(f"{_API}/registered-models/get", {"name": name}),
         )
         aliases: dict[str, list[str]] = {}
         for item in model.get("registered_model", {}).get("aliases", []):
@@ -51,6 +65,55 @@ class Registry:
             _version(item, sorted(aliases.get(item["version"], []))) for item in found.get("model_versions", [])
         ]
         return sorted(versions, key=lambda version: version.version, reverse=True)
+
+    async def run(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]:
+        """Parameters and metrics of a run; empty when it is gone.
+
+        Raises:
+            DependencyUnavailableError: the registry does not answer.
+        """
+        found = await self._get(f"{_API}/runs/get", {"run_id": run_id})
+        data = found.get("run", {}).get("data", {})
+        return (
+            {item["key"]: item["value"] for item in data.get("params", [])},
+            {item["key"]: float(item["value"]) for item in data.get("metrics", [])},
+        )
+
+    async def set_production(self, series_id: str, version: int, previous: int | None) -> None:
+        """Point the alias `production` at a version and `previous` at another; None leaves that as it is.
+
+        Raises:
+            DependencyUnavailableError: the registry does not answer.
+        """
+        name = model_name(series_id)
+        if previous is not None:
+            await self._point(name, PREVIOUS_ALIAS, previous)
+        await self._point(name, PRODUCTION_ALIAS, version)
+
+    async def delete_version(self, series_id: str, version: int) -> None:
+        """Delete a version with its aliases, its artifacts and its run; one that is gone is no error.
+
+        Its number is not given to another one: what somebody cached or noted under it stays unmistakable.
+
+        Raises:
+            DependencyUnavailableError: the registry does not answer; repeating it finishes the deletion.
+        """
+        name = model_name(series_id)
+        found = await self._get(f"{_API}/model-versions/get", {"name": name, "version": str(version)})
+        record = found.get("model_version", {})
+        # The version last: until it is gone, a repetition finds what else there is to delete.
+        if model_id := record.get("model_id"):
+            logged = await self._get(f"{_API}/logged-models/{quote(model_id, safe='')}", {})
+            location = urlsplit(logged.get("model", {}).get("info", {}).get("artifact_uri", ""))
+            if location.scheme == "mlflow-artifacts":
+                await self._delete(f"{_ARTIFACTS}/{quote(location.path.strip('/'))}")
+            elif location.path:
+                # The tracking server does not hand these on, and only it has access to them.
+                logger.warning("artifacts stay in the store", extra={"location": location.geturl()})
+            await self._delete(f"{_API}/logged-models/{quote(model_id, safe='')}")
+        if run_id := record.get("run_id"):
+            await self._delete(f"{_API}/runs/delete", {"run_id": run_id}, method="POST")
+        await self._delete(f"{_API}/model-versions/delete", {"name": name, "version": str(version)})
 
     async def check(self) -> None:
         """Return if the registry answers.
@@ -70,14 +133,29 @@ class Registry:
 
     async def _get(self, path: str, parameters: dict[str, str]) -> dict[str, Any]:
         """The answer to a GET request; empty when there is no such thing."""
+        return await self._ask(self._client.build_request("GET", path, params=parameters))
+
+    async def _point(self, name: str, alias: str, version: int) -> None:
+        """Point an alias at a version, which has to be there."""
+        body = {"name": name, "alias": alias, "version": str(version)}
+        await self._ask(self._client.build_request("POST", f"{_API}/registered-models/alias", json=body), absent=False)
+
+    async def _delete(self, path: str, body: dict[str, str] | None = None, method: str = "DELETE") -> None:
+        """Delete something, which may be gone already."""
+        await self._ask(self._client.build_request(method, path, json=body))
+
+    async def _ask(self, request: httpx.Request, absent: bool = True) -> dict[str, Any]:
+        """The answer to a request; empty when there is no such thing, unless that is an error."""
         try:
-            answer = await self._client.get(path, params=parameters)
-            if answer.status_code == httpx.codes.NOT_FOUND:
+            answer = await self._client.send(request)
+            found = dict(orjson.loads(answer.content or b"{}"))
+            if absent and answer.status_code == 404 and found.get("error_code") == "RESOURCE_DOES_NOT_EXIST":
                 return {}
             answer.raise_for_status()
-        except httpx.HTTPError as error:
+            return found
+        except (httpx.HTTPError, ValueError) as error:  # what answers is not MLflow, or not well
+            logger.warning("the registry does not answer as it should", extra={"reason": repr(error)})
             raise DependencyUnavailableError(NAME) from error
-        return dict(orjson.loads(answer.content))
 
 
 def _version(item: dict[str, Any], aliases: list[str]) -> ModelVersion:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
 from uuid import UUID
@@ -14,9 +14,17 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from anomaly_detection import broker, database, object_store
-from anomaly_detection.contracts import Job, JobStatus, ModelVersion, TrainingJob
+from anomaly_detection.contracts import (
+    Job,
+    JobStatus,
+    ModelSummary,
+    ModelVersion,
+    ProductionChange,
+    TrainingCompleted,
+    TrainingJob,
+)
 from anomaly_detection.errors import DependencyUnavailableError
-from anomaly_detection.jobs import JobStore, NewJob, Rejection
+from anomaly_detection.jobs import JobStore, NewJob, Publisher, Rejection, publish_completed, publish_job
 from anomaly_detection.settings import BrokerSettings, DatabaseSettings, MlflowSettings, ObjectStoreSettings
 from training_api import registry
 
@@ -26,11 +34,22 @@ _REPUBLISH_EVERY_SECONDS = 15.0
 logger = logging.getLogger(__name__)
 
 
+class LockedSeries(Protocol):
+    """What the API needs of `anomaly_detection.jobs.LockedSeries`."""
+
+    async def unfinished_jobs(self) -> list[UUID]: ...
+    async def set_production(
+        self, change: ProductionChange, version: int | None, job_id: UUID | None, request_id: str
+    ) -> TrainingCompleted: ...
+    async def note_deleted(self, version: int | None) -> None: ...
+
+
 class Jobs(Protocol):
     """What the API needs of `anomaly_detection.jobs.JobStore`."""
 
     async def accept(self, series_id: str, limit: int, window_seconds: int) -> Rejection | None: ...
     async def find_same(self, new: NewJob) -> Job | None: ...
+    async def replay(self, new: NewJob) -> Job | None: ...
     async def create(self, new: NewJob) -> tuple[Job, TrainingJob | None]: ...
     async def mark_published(self, message: TrainingJob) -> None: ...
     async def unpublished(self) -> list[TrainingJob]: ...
@@ -40,14 +59,10 @@ class Jobs(Protocol):
     ) -> tuple[list[Job], int | None]: ...
     async def cancel(self, job_id: UUID) -> tuple[Job | None, bool]: ...
     async def fail(self, job_id: UUID, attempt: int | None, code: str, text: str) -> bool: ...
-
-
-class Publisher(Protocol):
-    """What the API needs of `anomaly_detection.broker.Broker`."""
-
-    async def publish(
-        self, routing_key: str, body: bytes, *, message_id: str, headers: dict[str, str] | None = None
-    ) -> None: ...
+    def locked(self, series_id: str) -> AbstractAsyncContextManager[LockedSeries]: ...
+    async def mark_announced(self, event: TrainingCompleted) -> None: ...
+    async def unannounced(self) -> list[TrainingCompleted]: ...
+    async def models(self, after: str | None, limit: int) -> tuple[list[ModelSummary], str | None]: ...
 
 
 class Store(Protocol):
@@ -60,6 +75,9 @@ class Models(Protocol):
     """What the API needs of `training_api.registry.Registry`."""
 
     async def versions(self, series_id: str) -> list[ModelVersion]: ...
+    async def run(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]: ...
+    async def set_production(self, series_id: str, version: int, previous: int | None) -> None: ...
+    async def delete_version(self, series_id: str, version: int) -> None: ...
 
 
 class DependencyState(BaseModel):
@@ -104,19 +122,14 @@ class Services:
         return dict(zip(self.checks, await asyncio.gather(*map(state, self.checks.values())), strict=True))
 
 
-async def publish_job(publisher: Publisher, jobs: Jobs, message: TrainingJob) -> None:
-    """Ask for a training: publish its message and, once the broker has it, say so in the job.
+async def announce(publisher: Publisher, jobs: Jobs, event: TrainingCompleted) -> None:
+    """Publish the event of a decision and, once the broker has it, say so.
 
     Raises:
-        DependencyUnavailableError: the broker did not take the message, or the database is away.
+        DependencyUnavailableError: it is published later.
     """
-    await publisher.publish(
-        message.priority.routing_key,
-        message.model_dump_json().encode(),
-        message_id=str(message.job_id),
-        headers={"x-request-id": message.request_id},
-    )
-    await jobs.mark_published(message)
+    await publish_completed(publisher, event)
+    await jobs.mark_announced(event)
 
 
 def connect_services() -> Services:
@@ -145,13 +158,16 @@ def connect_services() -> Services:
         reached.add(broker.NAME)
 
     async def republish() -> None:
-        """Publish the messages of jobs whose API process died between the row and the confirmation."""
+        """Publish what is written but not confirmed: the API process died in between, or the broker was away."""
         while True:
             await asyncio.sleep(_REPUBLISH_EVERY_SECONDS)
             with suppress(DependencyUnavailableError):
                 for message in await jobs.unpublished():
                     logger.warning("publishing a job again", extra={"job_id": str(message.job_id)})
                     await publish_job(broker_, jobs, message)
+                for event in await jobs.unannounced():
+                    logger.warning("publishing an event again", extra={"series_id": event.series_id})
+                    await announce(broker_, jobs, event)
 
     async def start() -> None:
         await database_.open()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import logging
 import shutil
 import tempfile
@@ -33,15 +34,18 @@ from anomaly_detection.contracts import (
     PRODUCTION_ALIAS,
     TAG_BLOB_KEY,
     TAG_BLOB_SHA256,
+    TAG_DATA_KEY,
+    TAG_DATA_SHA256,
     TAG_JOB_ID,
     TAG_MEAN,
+    TAG_SCORE_HISTOGRAM,
     TAG_SEQUENCE,
     TAG_STD,
     DetectorParameters,
     TrainingJob,
     model_name,
 )
-from anomaly_detection.scoring import MODEL_FILE_NAME, ScoringModel, fit_isolation_forest
+from anomaly_detection.scoring import MODEL_FILE_NAME, ScoringModel, fit_isolation_forest, score_histogram
 from anomaly_detection.series import Series
 from training_worker.results import Registered, RegistryUnavailableError, UntrainableError
 
@@ -193,8 +197,8 @@ class Trainer:
             "series_id": job.series_id,
             TAG_JOB_ID: str(job.job_id),
             TAG_SEQUENCE: str(job.sequence),
-            "data_key": job.data_key,
-            "data_sha256": job.data_sha256,
+            TAG_DATA_KEY: job.data_key,
+            TAG_DATA_SHA256: job.data_sha256,
             "request_id": job.request_id,
         }
         parameters = {key: str(value) for key, value in job.parameters.model_dump(mode="json").items()}
@@ -247,6 +251,8 @@ class Trainer:
                     # Serving answers by these while the object store is away.
                     TAG_MEAN: repr(model.mean),
                     TAG_STD: repr(model.std),
+                    # What the scores of later points can be compared with.
+                    TAG_SCORE_HISTOGRAM: json.dumps(score_histogram(scores), separators=(",", ":")),
                 },
                 await_creation_for=0,
             )

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
@@ -32,10 +32,9 @@ from anomaly_detection.contracts import (
     JobStatus,
     TrainingCompleted,
     TrainingJob,
-    completed_routing_key,
 )
 from anomaly_detection.errors import DependencyUnavailableError, ErrorCode
-from anomaly_detection.jobs import Claim
+from anomaly_detection.jobs import Claim, Publisher, publish_completed
 from anomaly_detection.logging import set_request_id
 from anomaly_detection.object_store import ObjectNotFoundError
 from training_worker.metrics import Metrics
@@ -75,20 +74,13 @@ class Jobs(Protocol):
     ) -> Job | None: ...
     async def fail(self, job_id: Any, attempt: int | None, code: str, text: str) -> bool: ...
     async def give_back(self, job_id: Any, attempt: int) -> None: ...
+    def locked(self, series_id: str) -> AbstractAsyncContextManager[Any]: ...
 
 
 class Store(Protocol):
     """What the worker needs of `anomaly_detection.object_store.ObjectStore`."""
 
     async def get(self, key: str) -> bytes: ...
-
-
-class Publisher(Protocol):
-    """What the worker needs of `anomaly_detection.broker.Broker`."""
-
-    async def publish(
-        self, routing_key: str, body: bytes, *, message_id: str, headers: dict[str, str] | None = None
-    ) -> None: ...
 
 
 class Training(Protocol):
@@ -298,7 +290,6 @@ class Worker:
 
     async def _announce(self, message: TrainingJob, job: Job) -> None:
         """Publish the event that the series has a new model."""
-        assert job.model_version is not None
         event = TrainingCompleted(
             job_id=message.job_id,
             series_id=message.series_id,
@@ -307,19 +298,14 @@ class Worker:
             request_id=message.request_id,
             finished_at=job.finished_at or datetime.now(UTC),
         )
-        await self._patiently(
-            lambda: self._publisher.publish(
-                completed_routing_key(message.series_id),
-                event.model_dump_json().encode(),
-                message_id=str(message.job_id),
-                headers={"x-request-id": message.request_id},
-            )
-        )
+        await self._patiently(lambda: publish_completed(self._publisher, event))
 
     async def _prune(self, message: TrainingJob) -> None:
         """Delete versions beyond those kept; what fails now is deleted after the next job of the series."""
         try:
-            deleted = await self._call("prune", message, message.series_id, self._versions_kept)
+            # A version that somebody puts into production in this moment must not be among those deleted.
+            async with self._jobs.locked(message.series_id):
+                deleted = await self._call("prune", message, message.series_id, self._versions_kept)
         except (DependencyUnavailableError, JobFailedError):
             logger.warning("old versions stay for now", extra=_about(message))
         else:

@@ -1,0 +1,36 @@
+"""What the routes' OpenAPI descriptions share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Path
+
+from anomaly_detection.contracts import SERIES_ID_PATTERN
+from anomaly_detection.errors import ErrorEnvelope
+
+SeriesIdPath = Annotated[
+    str,
+    Path(
+        pattern=SERIES_ID_PATTERN,
+        description="letters, digits and `_`, 1 to 128",
+        openapi_examples={"x": {"value": "sensor_17_x"}},
+    ),
+]
+
+_MEANINGS = {
+    400: "The body cannot be read.",
+    404: "There is no such thing.",
+    409: "Not in the present state; `code` says why.",
+    413: "The body is too large.",
+    415: "The body has an encoding that is not known here.",
+    422: "The input is not acceptable; `code` and `details` say why.",
+    429: "Too many fits of this series; `Retry-After` says when to come back.",
+    500: "An unexpected error.",
+    503: "A service this one needs is away; nothing was changed. `Retry-After` says when to come back.",
+}
+
+
+def errors(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """Descriptions of the error answers of a route, the unexpected one included."""
+    return {code: {"model": ErrorEnvelope, "description": _MEANINGS[code]} for code in (*codes, 500)}
