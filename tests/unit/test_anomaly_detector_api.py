@@ -241,6 +241,18 @@ async def test_event_of_a_roll_back_brings_the_version_that_is_in_production_now
     assert (after["model_version"], after["is_anomaly"]) == (1, True)
 
 
+async def test_event_of_a_deletion_ends_the_model_in_memory_and_on_the_disk(
+    world: World, blobs: list[bytes], events: CompletionEvents
+) -> None:
+    world.publish("a", blobs[0])
+    await world.predict("a")
+    del world.mlflow.versions["a"]
+    events.apply(completed("a"))
+    await world.settle()
+    assert not list(world.service.settings.model_disk_directory.iterdir())
+    assert code(await world.predict("a")) == (404, "MODEL_NOT_FOUND")
+
+
 async def test_event_while_the_registry_is_away_is_made_up_for(
     world: World, blobs: list[bytes], events: CompletionEvents
 ) -> None:

@@ -78,6 +78,25 @@ class Series:
         return series
 
 
+def read_values(values: list[Any]) -> NDArray[np.float64]:
+    """Check values that come without timestamps; shape (n,), finite.
+
+    Args:
+        values: as a JSON parser returned them.
+
+    Raises:
+        AppError: INVALID_INPUT, with the index of and the reason for each of the first bad values.
+    """
+    if not set(map(type, values)) <= _NUMBERS:
+        raise _bad_points(values, _not_a_number, ErrorCode.INVALID_INPUT, "values must be finite numbers")
+    try:
+        array = np.array(values, dtype=np.float64)
+    except OverflowError as error:  # an integer beyond float64
+        raise AppError(ErrorCode.INVALID_INPUT, "a number is too large") from error
+    _check_values(array)
+    return array
+
+
 def read_points(data: Any, *, min_points: int, max_points: int) -> Series:
     """Check the `data` of a request: a list of `{"timestamp": Unix seconds, "value": finite number}` in order of time.
 
@@ -126,25 +145,6 @@ def read_points(data: Any, *, min_points: int, max_points: int) -> Series:
     _check_timestamps(series.timestamps)
     _check_values(series.values)
     return series
-
-
-def read_values(values: list[Any]) -> NDArray[np.float64]:
-    """Check values that come without timestamps; shape (n,), finite.
-
-    Args:
-        values: as a JSON parser returned them.
-
-    Raises:
-        AppError: INVALID_INPUT, with the index of and the reason for each of the first bad values.
-    """
-    if not set(map(type, values)) <= _NUMBERS:
-        raise _bad_points(values, _not_a_number, ErrorCode.INVALID_INPUT, "values must be finite numbers")
-    try:
-        array = np.array(values, dtype=np.float64)
-    except OverflowError as error:  # an integer beyond float64
-        raise AppError(ErrorCode.INVALID_INPUT, "a number is too large") from error
-    _check_values(array)
-    return array
 
 
 def check_variation(series: Series) -> None:
