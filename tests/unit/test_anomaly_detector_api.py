@@ -3,164 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, cast
-from urllib.parse import parse_qs
+from typing import Any
 from uuid import uuid4
 
-import httpx
-import numpy as np
 import pytest
 from pydantic import SecretStr
+from unit.inference_world import World, code
 
-from anomaly_detection.contracts import DetectorParameters, TrainingCompleted
+from anomaly_detection.contracts import TrainingCompleted
 from anomaly_detection.errors import DependencyUnavailableError
-from anomaly_detection.object_store import ObjectNotFoundError, ObjectStore
-from anomaly_detection.scoring import ScoringModel, fit_isolation_forest
-from anomaly_detection.settings import BrokerSettings, MlflowSettings
-from anomaly_detector.api import Service, build_service, create_app
+from anomaly_detection.scoring import ScoringModel
+from anomaly_detection.settings import BrokerSettings
 from anomaly_detector.breaker import BreakerState
 from anomaly_detector.events import CompletionEvents
-from anomaly_detector.registry import Registry
-from anomaly_detector.settings import InferenceSettings
-
-SETTINGS = InferenceSettings(
-    model_cache_ttl_seconds=100,
-    model_cache_ttl_jitter=0,
-    model_cache_negative_seconds=2,
-    circuit_breaker_failures=3,
-    circuit_breaker_retry_seconds=30,
-    max_body_bytes=200_000,
-    batch_max_points=1000,
-)
-
-
-@pytest.fixture(scope="module")
-def blobs() -> list[bytes]:
-    """Models fitted around 0, 100 and 200."""
-    generator = np.random.default_rng(5)
-    parameters = DetectorParameters(n_estimators=10, contamination=0.02)
-    return [fit_isolation_forest(generator.normal(100 * i, 1, 500), parameters)[1].to_bytes() for i in range(3)]
-
-
-@dataclass
-class Store:
-    """Objects in memory; counts reads, and can be away or slow."""
-
-    objects: dict[str, bytes] = field(default_factory=dict)
-    away: bool = False
-    gate: asyncio.Event | None = None
-    waiting: asyncio.Event = field(default_factory=asyncio.Event)
-    reads: int = 0
-
-    async def get(self, key: str) -> bytes:
-        self.reads += 1
-        if self.gate:
-            self.waiting.set()
-            await self.gate.wait()
-        await self.check()
-        if key not in self.objects:
-            raise ObjectNotFoundError(key)
-        return self.objects[key]
-
-    async def check(self) -> None:
-        if self.away:
-            raise DependencyUnavailableError("object-store")
-
-
-@dataclass
-class Mlflow:
-    """The registry's REST routes as MLflow 3 answers them."""
-
-    versions: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-    away: bool = False
-    requests: int = 0
-
-    def answer(self, request: httpx.Request) -> httpx.Response:
-        self.requests += 1
-        if self.away:
-            raise httpx.ConnectError("refused", request=request)
-        if request.url.path == "/health":
-            return httpx.Response(200, text="OK")
-        query = {name: values[0] for name, values in parse_qs(request.url.query.decode()).items()}
-        versions = self.versions.get(query["name"].removeprefix("model_od_"))
-        if versions is None:
-            return httpx.Response(404, json={"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "not found"})
-        if request.url.path.endswith("/registered-models/get"):
-            return httpx.Response(200, json={"registered_model": {"name": query["name"]}})
-        if "version" not in query and not versions:
-            return httpx.Response(400, json={"error_code": "INVALID_PARAMETER_VALUE", "message": "alias not found"})
-        number = int(query.get("version", len(versions)))
-        if number > len(versions):
-            return httpx.Response(404, json={"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "not found"})
-        tags = [{"key": key, "value": value} for key, value in versions[number - 1].items()]
-        return httpx.Response(200, json={"model_version": {"version": str(number), "tags": tags}})
-
-
-@dataclass
-class World:
-    """A service and everything around it."""
-
-    mlflow: Mlflow
-    store: Store
-    service: Service
-    client: httpx.AsyncClient
-    time: float = 0.0
-
-    def publish(self, series_id: str, blob: bytes, **tags: str) -> None:
-        """Register a version, in production at once."""
-        versions = self.mlflow.versions.setdefault(series_id, [])
-        key = f"{series_id}/{len(versions) + 1}/model.ads"
-        self.store.objects[key] = blob
-        versions.append({"blob_key": key, "blob_sha256": hashlib.sha256(blob).hexdigest(), **tags})
-
-    async def predict(self, series_id: str, value: float = 0.1, version: object = None) -> httpx.Response:
-        """Ask for one point."""
-        query = {} if version is None else {"version": str(version)}
-        return await self.client.post(
-            f"/predict/{series_id}", json={"timestamp": 1700000000, "value": value}, params=query
-        )
-
-    async def settle(self) -> None:
-        """Let the loads in the background end."""
-        loads = [load.task for load in self.service.cache._loads.values()]
-        await asyncio.gather(*loads, return_exceptions=True)
-
-
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    mlflow, store = Mlflow(), Store()
-    registry = Registry(MlflowSettings(tracking_uri="http://mlflow"), httpx.MockTransport(mlflow.answer))
-    found: list[World] = []
-    service = build_service(SETTINGS, registry, cast(ObjectStore, store), clock=lambda: found[0].time)
-
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[Service]:
-        yield service
-
-    app = create_app(opened)
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://inference") as client,
-    ):
-        found.append(World(mlflow, store, service, client))
-        yield found[0]
-    await registry.close()
-
-
-def code(response: httpx.Response) -> tuple[int, str]:
-    """Status and code of an error in the documented envelope."""
-    body = response.json()
-    assert body["status"] == "error"
-    assert body["metadata"]["request_id"] == response.headers["x-request-id"]
-    assert datetime.fromisoformat(body["metadata"]["timestamp"]).tzinfo is not None
-    assert isinstance(body["error"]["details"], list)
-    return response.status_code, body["error"]["code"]
 
 
 async def test_single_prediction(world: World, blobs: list[bytes]) -> None:
@@ -370,6 +226,50 @@ async def test_event_brings_the_new_version(world: World, blobs: list[bytes], ev
     assert world.store.reads == reads, "the event has loaded it already"
 
 
+async def test_event_of_a_roll_back_brings_the_version_that_is_in_production_now(
+    world: World, blobs: list[bytes], events: CompletionEvents
+) -> None:
+    """Versions are not compared: what counts is where the alias points."""
+    for blob in blobs[:2]:
+        world.publish("a", blob)
+    before = (await world.predict("a", 100)).json()
+    assert (before["model_version"], before["is_anomaly"]) == (2, False)
+    world.mlflow.production["a"] = 1
+    events.apply(completed("a"))
+    await world.settle()
+    after = (await world.predict("a", 100)).json()
+    assert (after["model_version"], after["is_anomaly"]) == (1, True)
+
+
+async def test_event_of_a_deletion_ends_the_model_in_memory_and_on_the_disk(
+    world: World, blobs: list[bytes], events: CompletionEvents
+) -> None:
+    world.publish("a", blobs[0])
+    await world.predict("a")
+    del world.mlflow.versions["a"]
+    events.apply(completed("a"))
+    await world.settle()
+    assert not list(world.service.settings.model_disk_directory.iterdir())
+    assert code(await world.predict("a")) == (404, "MODEL_NOT_FOUND")
+
+
+async def test_event_while_the_registry_is_away_is_made_up_for(
+    world: World, blobs: list[bytes], events: CompletionEvents
+) -> None:
+    """Otherwise the old version would be served until its TTL ends."""
+    world.publish("a", blobs[0])
+    await world.predict("a")
+    world.publish("a", blobs[1])
+    world.mlflow.away = True
+    events.apply(completed("a"))
+    await world.settle()
+    assert (await world.predict("a")).json()["model_version"] == 1
+    assert world.service.cache.statistics.stale_answers == 1
+    world.mlflow.away = False
+    world.time = 31
+    assert (await world.predict("a")).json()["model_version"] == 2
+
+
 async def test_event_ends_the_memory_of_absence(world: World, blobs: list[bytes], events: CompletionEvents) -> None:
     await world.predict("a")
     world.publish("a", blobs[0])
@@ -429,9 +329,13 @@ async def test_expired_models_are_served_while_the_registry_is_away(world: World
         answer = (await world.predict("a")).json()
         assert (answer["model_version"], answer["source"]) == (1, "model")
     assert world.service.cache.statistics.load_failures == 1, "not tried again with every request"
+    assert world.service.cache.statistics.stale_answers == 5
+    assert (await world.client.get("/health")).json()["cache"]["stale_models"] == 1
+    assert "model_cache_stale_answers_total 5.0" in (await world.client.get("/metrics")).text
     world.mlflow.away = False
     world.time = 140
     assert (await world.predict("a")).json()["model_version"] == 2
+    assert world.service.cache.stale_models == 0
 
 
 async def test_fallback_answers_for_an_evicted_model(world: World, blobs: list[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Callable
@@ -138,6 +139,37 @@ def test_blob_round_trip(model: ScoringModel) -> None:
     assert again.training["points"] == 1000
     assert again.breakpoints.tolist() == model.breakpoints.tolist()
     assert again.scores.tolist() == model.scores.tolist()
+    assert again.baseline == model.baseline
+
+
+@pytest.mark.parametrize("kind", ["normal", "few values", "one value and one other"])
+def test_baseline_is_the_distribution_of_the_training_scores(kind: str) -> None:
+    generator = np.random.default_rng(8)
+    values = {
+        "normal": generator.normal(size=3000),
+        "few values": generator.integers(0, 4, 3000).astype(float),
+        "one value and one other": np.append(np.zeros(2999), 1.0),
+    }[kind]
+    _, model = fit_isolation_forest(values, DetectorParameters(n_estimators=10))
+    scores = model.score(values)
+    assert model.baseline
+    edges = np.array(model.baseline.edges)
+    assert (np.diff(edges) > 0).all()
+    assert sum(model.baseline.counts) == 3000
+    assert model.baseline.counts[0] == (scores < edges[0]).sum()
+    assert list(np.cumsum(model.baseline.counts[1:-1])) == [
+        ((scores >= edges[0]) & (scores < edge)).sum() for edge in edges[1:]
+    ]
+    if kind == "normal":  # tenths, but for values that have the same score
+        assert all(200 < count < 400 for count in model.baseline.counts[:9])
+
+
+def test_blob_without_baseline_is_read(model: ScoringModel) -> None:
+    """As they were written before there was one: a new member of the header is no new format."""
+    old = dataclasses.replace(model, baseline=None)
+    again = ScoringModel.from_bytes(old.to_bytes())
+    assert again.baseline is None
+    assert again.score([0.5]) == model.score([0.5])
 
 
 def test_blob_is_small_for_the_default_forest() -> None:
@@ -185,7 +217,20 @@ def test_newer_format_is_told_apart_from_damage(model: ScoringModel) -> None:
         ScoringModel.from_bytes(signed(bytes(blob)))
 
 
-@pytest.mark.parametrize("change", [{"breakpoints": -1}, {"breakpoints": 10**9}, {"threshold": None}, {"mean": "much"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"breakpoints": -1},
+        {"breakpoints": 10**9},
+        {"threshold": None},
+        {"mean": "much"},
+        {"baseline": None},
+        {"baseline": {"edges": [0.5]}},
+        {"baseline": {"edges": [0.5], "counts": [1]}},
+        {"baseline": {"edges": [0.5], "counts": [1, -1]}},
+        {"baseline": {"edges": [0.5, 0.5], "counts": [1, 1, 1]}},
+    ],
+)
 def test_wrong_header_is_refused_in_spite_of_its_checksum(model: ScoringModel, change: dict[str, Any]) -> None:
     blob = model.to_bytes()
     size = int.from_bytes(blob[44:48], "little")

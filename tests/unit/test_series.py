@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anomaly_detection.errors import DETAILS_SHOWN, AppError, ErrorCode
-from anomaly_detection.series import Series, check_variation, read_points
+from anomaly_detection.series import Series, check_variation, read_points, read_values
 
 
 def read(data: Any, fewest: int = 2, most: int = 100_000) -> Series:
@@ -140,3 +140,11 @@ def test_100_000_points_take_a_fraction_of_a_second() -> None:
     series = read(orjson.loads(body))
     assert len(series) == 100_000
     assert time.process_time() - start < 1.0  # measured 0.08 s
+
+
+def test_values_without_timestamps() -> None:
+    assert read_values([1, 2.5, -3]).tolist() == [1.0, 2.5, -3.0]
+    for bad in ("1", None, True, [1.0], float("nan"), float("inf"), 1e39, 10**400):
+        with pytest.raises(AppError) as error:
+            read_values([1.0, bad])
+        assert error.value.code == "INVALID_INPUT"

@@ -54,6 +54,10 @@ spec:
           value: {{ $values.modelCache.ttlJitter | quote }}
         - name: MODEL_CACHE_NEGATIVE_SECONDS
           value: {{ $values.modelCache.negativeSeconds | quote }}
+        - name: MODEL_DISK_DIRECTORY
+          value: /tmp/models
+        - name: MODEL_DISK_MAX_BYTES
+          value: {{ int64 $values.modelDisk.maxBytes | quote }}
         - name: MAX_BODY_BYTES
           value: {{ int64 $values.maxBodyBytes | quote }}
         - name: BATCH_MAX_POINTS

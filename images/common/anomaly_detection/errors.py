@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -148,28 +148,44 @@ def envelope(error: AppError) -> bytes:
     )
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Answer every error of a FastAPI application in the envelope, its own routing and validation errors included.
+Render = Callable[[str, AppError], tuple[int, bytes]]
+"""From the path of a request and its error to the status and the JSON body of the answer."""
+
+
+def in_envelope(_: str, error: AppError) -> tuple[int, bytes]:
+    """The `Render` of routes that answer errors in the envelope."""
+    return error.status, envelope(error)
+
+
+def install_error_handlers(app: FastAPI, render: Render = in_envelope) -> None:
+    """Answer every error of a FastAPI application in one form, its own routing and validation errors included.
 
     Errors nobody expected are answered by `anomaly_detection.http.RequestMiddleware`, which sees them all.
+
+    Args:
+        app: the application.
+        render: the form; by default the envelope.
     """
     from fastapi import Request, Response
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
 
-    def answer(error: AppError) -> Response:
-        return Response(envelope(error), error.status, error.headers, media_type="application/json")
+    def answer(request: Request, error: AppError) -> Response:
+        status, body = render(request.url.path, error)
+        return Response(body, status, error.headers, media_type="application/json")
 
-    async def on_app_error(_: Request, error: Exception) -> Response:
+    async def on_app_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, AppError)
-        return answer(error)
+        return answer(request, error)
 
-    async def on_validation_error(_: Request, error: Exception) -> Response:
+    async def on_validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         details = [
             {"field": ".".join(str(part) for part in item["loc"]), "reason": item["msg"]} for item in error.errors()
         ]
-        return answer(AppError(ErrorCode.INVALID_INPUT, "the request does not have the documented form", details))
+        return answer(
+            request, AppError(ErrorCode.INVALID_INPUT, "the request does not have the documented form", details)
+        )
 
     async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -183,7 +199,7 @@ def install_error_handlers(app: FastAPI) -> None:
             error.status_code,
             (ErrorCode.INVALID_INPUT if error.status_code < 500 else ErrorCode.INTERNAL_ERROR, error.detail),
         )
-        return answer(AppError(code, message, status=error.status_code, headers=error.headers))
+        return answer(request, AppError(code, message, status=error.status_code, headers=error.headers))
 
     app.add_exception_handler(AppError, on_app_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from anomaly_detection.errors import AppError, ErrorCode, envelope
+from anomaly_detection.errors import AppError, ErrorCode, Render, in_envelope
 from anomaly_detection.logging import set_request_id
 
 Scope = MutableMapping[str, Any]
@@ -38,11 +38,13 @@ class RequestMiddleware:
     Args:
         app: the application it wraps.
         observe: called after every request with method, route template (`unmatched` for none), status and seconds.
+        render: the form of the answer to an unexpected error.
     """
 
-    def __init__(self, app: Application, observe: Observe | None = None) -> None:
+    def __init__(self, app: Application, observe: Observe | None = None, render: Render = in_envelope) -> None:
         self._app = app
         self._observe = observe
+        self._render = render
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -69,9 +71,9 @@ class RequestMiddleware:
             if status:  # the answer has begun: all that is left is to break the connection
                 raise
             error = AppError(ErrorCode.INTERNAL_ERROR, "an unexpected error; its request_id finds it in the logs")
-            body = envelope(error)
+            answer_status, body = self._render(scope["path"], error)
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-            await send_with_identity({"type": "http.response.start", "status": error.status, "headers": headers})
+            await send_with_identity({"type": "http.response.start", "status": answer_status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
         finally:
             seconds = time.perf_counter() - start

@@ -14,7 +14,8 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,9 @@ FALLBACK_SIGMAS = 3.0
 FALLBACK_THRESHOLD = 0.5
 """The fallback's score at exactly `FALLBACK_SIGMAS` standard deviations."""
 
+BASELINE_QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+"""Where the bins of a model's baseline end: tenths, finer where the anomalies are."""
+
 _MAGIC = b"\x89ADSM\r\n\x1a"  # a byte above 127 and both line endings: a transfer in text mode damages it visibly
 _FORMAT_VERSION = 1
 _PREFIX = struct.Struct("<8s32sHHI")  # magic, SHA-256 of all that follows it, format version, reserved, header bytes
@@ -44,6 +48,39 @@ _FLOAT32 = np.dtype("<f4")
 
 class ModelFormatError(ValueError):
     """The bytes are no model blob that can be read: damaged, truncated, of another kind or of a newer format."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreHistogram:
+    """How the scores of the training points are distributed: what later scores are compared with.
+
+    Attributes:
+        edges: strictly increasing; bin i holds the scores s with `edges[i-1] <= s < edges[i]`.
+        counts: training points in each bin; one more than edges.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, scores: NDArray[np.float32]) -> ScoreHistogram:
+        """The histogram of scores, shape (n,), with bins that end at their quantiles; equal quantiles are one edge."""
+        edges = np.unique(np.quantile(scores, BASELINE_QUANTILES, method="inverted_cdf"))
+        counts = np.bincount(edges.searchsorted(scores, side="right"), minlength=len(edges) + 1)
+        return cls(tuple(edges.tolist()), tuple(counts.tolist()))
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any]) -> ScoreHistogram:
+        """The histogram as a blob's header holds it.
+
+        Raises:
+            ValueError: it is none; also KeyError or TypeError.
+        """
+        found = cls(tuple(map(float, header["edges"])), tuple(map(int, header["counts"])))
+        increasing = all(low < high for low, high in pairwise(found.edges))
+        if len(found.counts) != len(found.edges) + 1 or min(found.counts) < 0 or not increasing:
+            raise ValueError("the baseline is no histogram")
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +95,7 @@ class ScoringModel:
         mean: mean of the training values, in the unit of the values.
         std: their standard deviation, in the same unit.
         training: what else is worth knowing about the training (JSON types only).
+        baseline: distribution of the training points' scores; None in blobs that were written before there was one.
     """
 
     threshold: float
@@ -66,6 +104,7 @@ class ScoringModel:
     mean: float
     std: float
     training: Mapping[str, Any] = field(default_factory=dict)
+    baseline: ScoreHistogram | None = None
 
     def score(self, values: ArrayLike) -> NDArray[np.float32]:
         """Anomaly scores of finite values, shape (n,) for shape (n,): in (0, 1], higher is more anomalous."""
@@ -95,6 +134,7 @@ class ScoringModel:
                 "std": self.std,
                 "threshold": self.threshold,
                 "training": dict(self.training),
+                **({"baseline": asdict(self.baseline)} if self.baseline else {}),
             },
             allow_nan=False,
             separators=(",", ":"),
@@ -139,6 +179,7 @@ class ScoringModel:
                 mean=float(header["mean"]),
                 std=float(header["std"]),
                 training=header["training"],
+                baseline=ScoreHistogram.from_header(header["baseline"]) if "baseline" in header else None,
             )
         except ModelFormatError:
             raise
@@ -146,8 +187,9 @@ class ScoringModel:
             raise ModelFormatError(f"the header of the model blob cannot be read: {error!r}") from error
 
 
-# Object, two array headers, the blob's own header and a small `training` mapping: measured 1.6 KB, rounded up.
-_OBJECT_BYTES = 2048
+# Object, two array headers, the blob's own header, a small `training` mapping and the baseline with what is counted
+# against it: measured 3.2 KB, rounded up.
+_OBJECT_BYTES = 4096
 
 
 def fallback_score(values: ArrayLike, mean: float, std: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -210,9 +252,10 @@ def fit_isolation_forest(values: ArrayLike, parameters: DetectorParameters) -> t
         estimator.offset_ = np.percentile(-of_training, 100.0 * parameters.contamination)
     threshold = -float(estimator.offset_)
 
+    steps = _compact(breakpoints, scores, threshold)
     model = ScoringModel(
         threshold=threshold,
-        **_compact(breakpoints, scores, threshold),
+        **steps,
         mean=float(exact.mean()),
         std=float(exact.std()),
         training={
@@ -221,6 +264,7 @@ def fit_isolation_forest(values: ArrayLike, parameters: DetectorParameters) -> t
             "parameters": parameters.model_dump(mode="json"),
             "points": len(exact),
         },
+        baseline=ScoreHistogram.of(steps["scores"][steps["breakpoints"].searchsorted(single, side="left")]),
     )
     return estimator, model
 

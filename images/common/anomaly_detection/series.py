@@ -27,7 +27,9 @@ MINIMUM_STD = 1e-6
 LATEST_TIMESTAMP = 253_402_300_799
 """9999-12-31T23:59:59Z; a greater number is almost always a time in milliseconds."""
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+"""The largest value: isolation forests compare in single precision."""
+
 _NUMBERS = {int, float}
 _COLUMNS = ["timestamp", "value"]
 
@@ -76,6 +78,25 @@ class Series:
         if series.timestamps.ndim != 1 or series.timestamps.shape != series.values.shape:
             raise ValueError(f"shapes {series.timestamps.shape} and {series.values.shape} are not those of a series")
         return series
+
+
+def read_values(values: list[Any]) -> NDArray[np.float64]:
+    """Check values that come without timestamps; shape (n,), finite.
+
+    Args:
+        values: as a JSON parser returned them.
+
+    Raises:
+        AppError: INVALID_INPUT, with the index of and the reason for each of the first bad values.
+    """
+    if not set(map(type, values)) <= _NUMBERS:
+        raise _bad_points(values, _not_a_number, ErrorCode.INVALID_INPUT, "values must be finite numbers")
+    try:
+        array = np.array(values, dtype=np.float64)
+    except OverflowError as error:  # an integer beyond float64
+        raise AppError(ErrorCode.INVALID_INPUT, "a number is too large") from error
+    _check_values(array)
+    return array
 
 
 def read_points(data: Any, *, min_points: int, max_points: int) -> Series:
@@ -221,11 +242,11 @@ def _check_timestamps(timestamps: NDArray[np.float64]) -> None:
 
 def _check_values(values: NDArray[np.float64]) -> None:
     """Raise INVALID_INPUT unless all are finite in single precision."""
-    bad = ~(np.abs(values) <= _FLOAT32_MAX)
+    bad = ~(np.abs(values) <= FLOAT32_MAX)
     if bad.any():
         raise AppError(
             ErrorCode.INVALID_INPUT,
-            f"values must be finite and within ±{_FLOAT32_MAX:.4g}",
+            f"values must be finite and within ±{FLOAT32_MAX:.4g}",
             [{"index": int(i), "reason": f"{values[i]} is not"} for i in np.flatnonzero(bad)[:DETAILS_SHOWN]],
         )
 

@@ -39,11 +39,12 @@ class CacheStatistics:
 class _Entry:
     loaded: LoadedModel
     expires: float
+    stale: bool = False  # it may be outdated: registry or store did not answer when it was time to ask
 
 
 @dataclass(slots=True)
 class _Load:
-    task: asyncio.Task[LoadedModel]
+    task: asyncio.Task[_Entry]
     outdated: bool = False  # the version in production changed while it was being read
 
 
@@ -52,7 +53,8 @@ class ModelCache:
     """Cache of models within one event loop, without locks: loads of different models do not wait for each other.
 
     A model in production is asked for again after its TTL, or when `refresh` says that it changed. While its registry
-    or store is away it goes on being served. A pinned version never changes and only leaves when memory is needed.
+    or store is away it goes on being served, from the disk where memory does not have it. A pinned version never
+    changes and only leaves when memory is needed.
 
     Attributes:
         loader: where models come from.
@@ -60,7 +62,7 @@ class ModelCache:
         ttl_seconds: how long a model in production is served before the registry is asked again.
         ttl_jitter: fraction of the TTL by which each model's own varies, up or down.
         negative_seconds: how long it is remembered that there is no such model.
-        retry_seconds: how long an expired model is served before a failed reload is tried again.
+        retry_seconds: how long a model that may be outdated is served before a failed load is tried again.
         clock: seconds, monotonic.
     """
 
@@ -89,6 +91,8 @@ class ModelCache:
             return None
         self._entries.move_to_end(key)
         self.statistics.hits += 1
+        if entry.stale:
+            self.statistics.stale_answers += 1
         return entry.loaded
 
     async def get(self, series_id: str, version: int | None) -> LoadedModel:
@@ -108,15 +112,15 @@ class ModelCache:
                 # A new one each time: an exception that is raised again and again collects tracebacks.
                 raise AppError(error.code, error.message, error.details)
             del self._absent[key]
-        try:
-            return await self._join(key)
-        except DependencyUnavailableError:
-            entry = self._entries.get(key)
-            if entry is None:
-                raise
-            entry.expires = self.clock() + self.retry_seconds
+        entry = await self._join(key)
+        if entry.stale:
             self.statistics.stale_answers += 1
-            return entry.loaded
+        return entry.loaded
+
+    @property
+    def stale_models(self) -> int:
+        """How many models in memory may be outdated; looks at each of them."""
+        return sum(entry.stale for entry in self._entries.values())
 
     def refresh(self, series_id: str) -> None:
         """The version in production may have changed: ask again now if the model is in memory, else at its next use."""
@@ -137,11 +141,13 @@ class ModelCache:
         for load in self._loads.values():
             load.outdated = True
 
-    def evict(self, series_id: str) -> int:
-        """Drop all versions of a series from memory; returns how many there were."""
+    async def evict(self, series_id: str) -> int:
+        """Drop all versions of a series from memory and disk; returns how many were in memory."""
         keys = [key for key in self._entries if key[0] == series_id]
         for key in keys:
             self._drop(key)
+        if self.loader.disk:
+            await asyncio.to_thread(self.loader.disk.evict, series_id)
         return len(keys)
 
     def state(self) -> list[tuple[str, int | None, LoadedModel]]:
@@ -155,7 +161,7 @@ class ModelCache:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _join(self, key: Key) -> LoadedModel:
+    async def _join(self, key: Key) -> _Entry:
         """Wait for the load under way, or start one. A request that goes away does not take others' load with it."""
         load = self._loads.get(key) or self._start(key)
         return await asyncio.shield(load.task)
@@ -167,7 +173,7 @@ class ModelCache:
         self._loads[key] = load
         return load
 
-    async def _load(self, key: Key) -> LoadedModel:
+    async def _load(self, key: Key) -> _Entry:
         series_id, version = key
         start = time.perf_counter()
         try:
@@ -180,9 +186,18 @@ class ModelCache:
                         break
         except DependencyUnavailableError:
             self.statistics.load_failures += 1
-            raise
+            entry = self._entries.get(key)
+            if entry is None:
+                kept = await self.loader.load_kept(series_id, version)
+                if kept is None:
+                    raise
+                entry = self._store(key, kept)
+            entry.stale = version is None  # a version never changes, which of them is in production does
+            entry.expires = self.clock() + self.retry_seconds
+            return entry
         except AppError as error:
             self._drop(key)
+            await self.loader.forget(series_id, version)
             self._absent[key] = (self.clock() + self.negative_seconds, error)
             if len(self._absent) > _ABSENT_KEPT:
                 self._absent.popitem(last=False)
@@ -194,19 +209,19 @@ class ModelCache:
         else:
             self.statistics.loads += 1
             self.statistics.load_seconds += time.perf_counter() - start
-            self._store(key, loaded)
-            return loaded
+            return self._store(key, loaded)
         finally:
             del self._loads[key]
 
-    def _store(self, key: Key, loaded: LoadedModel) -> None:
+    def _store(self, key: Key, loaded: LoadedModel) -> _Entry:
         self._drop(key)
         lifetime = self.ttl_seconds * (1 + random.uniform(-self.ttl_jitter, self.ttl_jitter))  # noqa: S311 - spreads load, no secret
-        self._entries[key] = _Entry(loaded, self.clock() + lifetime)
+        self._entries[key] = entry = _Entry(loaded, self.clock() + lifetime)
         self.nbytes += loaded.model.nbytes
         while self.nbytes > self.max_bytes:
             self._drop(next(iter(self._entries)))
             self.statistics.evictions += 1
+        return entry
 
     def _drop(self, key: Key) -> None:
         if entry := self._entries.pop(key, None):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter as Counts
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -9,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from anomaly_detector.breaker import BreakerState, CircuitBreaker
 from anomaly_detector.cache import ModelCache
+from anomaly_detector.drift import DriftState, state_of
 from anomaly_detector.predictor import Answers
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2, 5)  # 10, 30 and 50 ms are promised
@@ -60,7 +63,16 @@ class _State:
         yield CounterMetricFamily("model_cache_hits", "Requests answered from memory.", counts.hits)
         yield CounterMetricFamily("model_cache_misses", "Requests that had to wait for a model.", counts.misses)
         yield CounterMetricFamily("model_cache_evictions", "Models dropped for lack of memory.", counts.evictions)
-        yield CounterMetricFamily("model_cache_stale_answers", "Expired models served.", counts.stale_answers)
+        yield CounterMetricFamily(
+            "model_cache_stale_answers",
+            "Requests answered by models that may be outdated, because a dependency was away.",
+            counts.stale_answers,
+        )
+        yield GaugeMetricFamily(
+            "model_cache_stale_models", "Models in memory that may be outdated.", self._cache.stale_models
+        )
+        yield from self._disk()
+        yield from self._drift()
         yield CounterMetricFamily("model_loads", "Models loaded or found unchanged.", counts.loads)
         yield CounterMetricFamily("model_load_failures", "Loads that failed for a dependency.", counts.load_failures)
         yield CounterMetricFamily("model_load_seconds", "Time spent loading models.", counts.load_seconds)
@@ -75,3 +87,31 @@ class _State:
             for state in BreakerState:
                 circuits.add_metric((breaker.dependency, state), float(breaker.state is state))
         yield circuits
+
+    def _disk(self) -> Iterable[Metric]:
+        disk = self._cache.loader.disk
+        if disk is None:
+            return
+        counts = disk.statistics
+        yield GaugeMetricFamily("model_disk_models", "Models on the local disk.", disk.models)
+        yield GaugeMetricFamily("model_disk_bytes", "What they take.", disk.nbytes)
+        yield GaugeMetricFamily("model_disk_max_bytes", "What they may take.", disk.max_bytes)
+        yield CounterMetricFamily("model_disk_hits", "Models found on the local disk.", counts.hits)
+        yield CounterMetricFamily("model_disk_misses", "Models not found there.", counts.misses)
+        yield CounterMetricFamily("model_disk_writes", "Models written there.", counts.writes)
+        yield CounterMetricFamily("model_disk_evictions", "Models removed for lack of room.", counts.evictions)
+        yield CounterMetricFamily("model_disk_failures", "Operations that the disk refused.", counts.failures)
+
+    def _drift(self) -> Iterable[Metric]:
+        recent = [loaded.recent for _, version, loaded in self._cache.state() if version is None]
+        states = Counts(map(state_of, recent))
+        models = GaugeMetricFamily(
+            "model_drift_models", "Models in production in memory by their drift.", labels=("state",)
+        )
+        for state in DriftState:
+            models.add_metric((state,), states[state])
+        yield models
+        measured = [each.index for each in recent if each and not math.isnan(each.index)]
+        yield GaugeMetricFamily(
+            "model_drift_psi_max", "Largest population stability index of a model.", max(measured, default=0.0)
+        )

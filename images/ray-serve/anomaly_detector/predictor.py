@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anomaly_detection.contracts import is_series_id
 from anomaly_detection.errors import AppError, DependencyUnavailableError, ErrorCode
 from anomaly_detection.scoring import FALLBACK_THRESHOLD, fallback_score
-from anomaly_detection.series import LATEST_TIMESTAMP, read_points
+from anomaly_detection.series import FLOAT32_MAX, LATEST_TIMESTAMP, read_points
 from anomaly_detector.cache import ModelCache
 from anomaly_detector.loader import LoadedModel, ModelLoader, Statistics
 
 SOURCE_MODEL = "model"
 SOURCE_FALLBACK = "fallback"
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NUMBERS = (int, float)
 
 
@@ -30,6 +30,25 @@ class Answers:
 
     model: int = 0
     fallback: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """Scores of values of one series, in their order.
+
+    Attributes:
+        scores: shape (n,), higher is more anomalous.
+        is_anomaly: shape (n,), whether each is greater than the threshold.
+        threshold: of the model, or of the fallback.
+        version: of the model.
+        source: `SOURCE_MODEL` or `SOURCE_FALLBACK`.
+    """
+
+    scores: NDArray[np.floating[Any]]
+    is_anomaly: NDArray[np.bool_]
+    threshold: float
+    version: int
+    source: str
 
 
 class Predictor:
@@ -44,7 +63,7 @@ class Predictor:
     def __init__(self, cache: ModelCache, loader: ModelLoader, max_points: int) -> None:
         self._cache = cache
         self._loader = loader
-        self._max_points = max_points
+        self.max_points = max_points
         self.answers = Answers()
 
     async def predict_one(self, series_id: str, version: int | None, point: Any) -> dict[str, Any]:
@@ -66,6 +85,8 @@ class Predictor:
             self.answers.model += 1
             model = scorer.model
             score = model.score_one(value)
+            if scorer.recent:
+                scorer.recent.add(score)
             threshold, is_anomaly, source = model.threshold, score > model.threshold, SOURCE_MODEL
         else:
             self.answers.fallback += 1
@@ -93,27 +114,46 @@ class Predictor:
         Raises:
             AppError: as `predict_one`.
         """
-        values = read_points(data, min_points=1, max_points=self._max_points).values
-        scorer = self._cache.peek(series_id, version) or await self._scorer(series_id, version)
-        if isinstance(scorer, LoadedModel):
-            self.answers.model += len(values)
-            scores: Any = scorer.model.score(values)
-            flags = scorer.model.is_anomaly(scores)
-            threshold, source = scorer.model.threshold, SOURCE_MODEL
-        else:
-            self.answers.fallback += len(values)
-            scores, flags = fallback_score(values, scorer.mean, scorer.std)
-            threshold, source = FALLBACK_THRESHOLD, SOURCE_FALLBACK
+        values = read_points(data, min_points=1, max_points=self.max_points).values
+        found = await self.predict_values(series_id, version, values)
         return {
             "series_id": series_id,
-            "model_version": scorer.version,
-            "source": source,
-            "threshold": threshold,
+            "model_version": found.version,
+            "source": found.source,
+            "threshold": found.threshold,
             "predictions": [
                 {"timestamp": point["timestamp"], "value": point["value"], "anomaly_score": score, "is_anomaly": flag}
-                for point, score, flag in zip(data, scores.tolist(), flags.tolist(), strict=True)
+                for point, score, flag in zip(data, found.scores.tolist(), found.is_anomaly.tolist(), strict=True)
             ],
         }
+
+    async def predict_values(
+        self, series_id: str, version: int | None, values: NDArray[np.float64], *, recent: bool = True
+    ) -> Scores:
+        """The predictions for values of one series, in their order.
+
+        Args:
+            series_id: the series.
+            version: of its model; None for the one in production.
+            values: shape (n,), finite and within single precision.
+            recent: whether these are new measurements, which count as predictions and for the drift of the model.
+
+        Raises:
+            AppError: MODEL_NOT_FOUND, INVALID_VERSION, SERVICE_UNAVAILABLE.
+        """
+        scorer = self._cache.peek(series_id, version) or await self._scorer(series_id, version)
+        if isinstance(scorer, LoadedModel):
+            scores = scorer.model.score(values)
+            if recent:
+                self.answers.model += len(values)
+                if scorer.recent:
+                    scorer.recent.add_many(scores)
+            flags = scorer.model.is_anomaly(scores)
+            return Scores(scores, flags, scorer.model.threshold, scorer.version, SOURCE_MODEL)
+        if recent:
+            self.answers.fallback += len(values)
+        distances, flags = fallback_score(values, scorer.mean, scorer.std)
+        return Scores(distances, flags, FALLBACK_THRESHOLD, scorer.version, SOURCE_FALLBACK)
 
     async def predict_many(self, bodies: Any) -> dict[str, Any]:
         """The predictions for several series; what is wrong with one of them is told in its place.
@@ -131,11 +171,11 @@ class Predictor:
                 [{"field": "series", "reason": "not an object with at least one member"}],
             )
         points = sum(len(body["data"]) if _is_batch(body) else 1 for body in bodies.values())
-        if points > self._max_points:
+        if points > self.max_points:
             raise AppError(
                 ErrorCode.INVALID_INPUT,
-                f"{points} points are more than the {self._max_points} allowed in one request",
-                [{"field": "series", "reason": f"at most {self._max_points} points in all"}],
+                f"{points} points are more than the {self.max_points} allowed in one request",
+                [{"field": "series", "reason": f"at most {self.max_points} points in all"}],
             )
         results = await asyncio.gather(*(self._predict_member(series_id, body) for series_id, body in bodies.items()))
         return dict(zip(bodies, results, strict=True))
@@ -198,7 +238,7 @@ def _is_point(point: Any) -> bool:
         type(timestamp) in _NUMBERS
         and type(value) in _NUMBERS
         and 0 <= timestamp <= LATEST_TIMESTAMP
-        and math.fabs(value) <= _FLOAT32_MAX
+        and math.fabs(value) <= FLOAT32_MAX
     )
 
 

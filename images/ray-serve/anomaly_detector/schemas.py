@@ -81,3 +81,42 @@ class ManyPredictions(BaseModel):
     """Answer for many series."""
 
     results: dict[str, Prediction | BatchPrediction | MemberError]
+
+
+class DriftHistogram(BaseModel):
+    """Shares of the training points and of the recent points by score; bin i holds edges[i-1] <= score < edges[i]."""
+
+    edges: list[float]
+    training: list[float]
+    recent: list[float] | None = Field(description="null before the first point")
+
+
+class DriftThresholds(BaseModel):
+    """From which `psi` on drift is called so."""
+
+    moderate: float
+    major: float
+
+
+class Drift(BaseModel):
+    """How far the recent scores of a model are from those of its training points."""
+
+    series_id: str
+    model_version: int
+    psi: float | None = Field(
+        description="population stability index, 0 or more; null while there are too few recent points, or where the "
+        "model was made without a baseline"
+    )
+    state: Literal["stable", "moderate", "major", "unknown"]
+    recent_points: float | None = Field(description="recent points, each weighted by its age")
+    minimum_points: int = Field(description="recent points needed")
+    half_life_points: int = Field(description="a point counts half as much as one that came so many points later")
+    thresholds: DriftThresholds
+    histogram: DriftHistogram | None
+
+
+class Drifts(BaseModel):
+    """The models that have drifted most."""
+
+    measured_models: int
+    largest: list[Drift]

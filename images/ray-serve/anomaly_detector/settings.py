@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 from pydantic import Field
 
 from anomaly_detection.settings import ServiceSettings
 
 
 class InferenceSettings(ServiceSettings):
-    """`MODEL_CACHE_*`, `BATCH_MAX_POINTS`, `MAX_BODY_BYTES`, `CIRCUIT_BREAKER_*`; sizes in bytes, times in seconds."""
+    """`MODEL_CACHE_*`, `MODEL_DISK_*`, `BATCH_MAX_POINTS`, `MAX_BODY_BYTES`, `CIRCUIT_BREAKER_*`.
+
+    Sizes are in bytes, times in seconds.
+    """
 
     model_cache_max_bytes: int = Field(default=512 * 1024**2, gt=0)
     model_cache_ttl_seconds: float = Field(default=7200, gt=0)
@@ -21,6 +27,8 @@ class InferenceSettings(ServiceSettings):
     model_cache_negative_seconds: float = Field(
         default=2, ge=0, description="how long it is remembered that a series has no model"
     )
+    model_disk_directory: Path = Path(tempfile.gettempdir()) / "models"
+    model_disk_max_bytes: int = Field(default=1024**3, ge=0, description="0 keeps no model on the disk")
     batch_max_points: int = Field(default=32_768, gt=0)
     max_body_bytes: int = Field(default=10 * 1024**2, gt=0)
     circuit_breaker_failures: int = Field(default=3, gt=0)

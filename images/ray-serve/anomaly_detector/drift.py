@@ -1,0 +1,116 @@
+"""Drift: how far the recent scores of a model are from those of the points it was trained on.
+
+The measure is the population stability index, PSI = sum over bins of (q - p) ln(q / p), with p the training points'
+share of a bin and q the recent points'. Below 0.1 the two are taken for equal, from 0.25 on for different.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_detection.scoring import ScoreHistogram
+
+HALF_LIFE_POINTS = 10_000
+"""A point counts half as much as one that came so many points later."""
+
+MINIMUM_POINTS = 500
+"""With fewer recent points the index says more of chance than of the series: its expected value is 11 / points."""
+
+MODERATE, MAJOR = 0.1, 0.25
+"""Values of the index from which drift is called moderate and major."""
+
+_GROWTH = 2 ** (1 / HALF_LIFE_POINTS)
+_LARGEST_WEIGHT = 1e12
+_MEASURED_EVERY = 64  # points: a measurement takes 5 µs, a point must not
+
+
+class DriftState(StrEnum):
+    """What the index means; unknown while there are too few points, or where the model has no baseline."""
+
+    STABLE = "stable"
+    MODERATE = "moderate"
+    MAJOR = "major"
+    UNKNOWN = "unknown"
+
+
+class RecentScores:
+    """Histogram of a model's recent scores over the bins of its baseline; older points count less and less.
+
+    Instead of all counts shrinking with each point, the weight of a point grows: one addition a point.
+
+    Args:
+        baseline: the scores of the training points.
+
+    Attributes:
+        baseline: likewise.
+        index: the index as of the last few points; NaN while it rests on fewer than `MINIMUM_POINTS`.
+    """
+
+    __slots__ = ("_counts", "_due", "_weight", "baseline", "index")
+
+    def __init__(self, baseline: ScoreHistogram) -> None:
+        self.baseline = baseline
+        self.index = math.nan
+        self._counts = [0.0] * len(baseline.counts)
+        self._weight = 1.0
+        self._due = _MEASURED_EVERY
+
+    def add(self, score: float) -> None:
+        """Count one score; part of every single prediction."""
+        self._weight = weight = self._weight * _GROWTH
+        self._counts[bisect_right(self.baseline.edges, score)] += weight
+        self._due -= 1
+        if self._due <= 0:
+            self.measure()
+
+    def add_many(self, scores: NDArray[np.floating]) -> None:
+        """Count the scores of a batch, shape (n,), which all count the same."""
+        self._weight *= _GROWTH ** len(scores)
+        bins = np.searchsorted(self.baseline.edges, scores, side="right")
+        for index, count in enumerate(np.bincount(bins).tolist()):
+            self._counts[index] += self._weight * count
+        self._due -= len(scores)
+        if self._due <= 0:
+            self.measure()
+
+    def counts(self) -> list[float]:
+        """Points in each bin, each weighted by its age; the latest by 1."""
+        return [count / self._weight for count in self._counts]
+
+    def measure(self) -> float:
+        """Bring `index` up to date, and give it back.
+
+        The recent shares are smoothed by half a point a bin, distributed as the training points are: an empty bin keeps
+        the index finite.
+        """
+        counts = self.counts()
+        self._due = _MEASURED_EVERY
+        if self._weight > _LARGEST_WEIGHT:
+            self._counts, self._weight = counts, 1.0
+        points = sum(counts)
+        if points < MINIMUM_POINTS:
+            self.index = math.nan
+            return self.index
+        smoothing = 0.5 * len(counts)
+        trained = sum(self.baseline.counts) + smoothing
+        index = 0.0
+        for of_training, of_recent in zip(self.baseline.counts, counts, strict=True):
+            expected = (of_training + 0.5) / trained
+            actual = (of_recent + smoothing * expected) / (points + smoothing)
+            index += (actual - expected) * math.log(actual / expected)
+        self.index = index
+        return index
+
+
+def state_of(recent: RecentScores | None) -> DriftState:
+    """What the index of a model means; None is a model without a baseline."""
+    if recent is None or math.isnan(recent.index):
+        return DriftState.UNKNOWN
+    if recent.index < MODERATE:
+        return DriftState.STABLE
+    return DriftState.MODERATE if recent.index < MAJOR else DriftState.MAJOR
