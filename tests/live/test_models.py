@@ -200,7 +200,8 @@ def requeue(system: System, *words: str) -> str:
 def test_a_poison_message_is_given_up_and_can_be_requeued(system: System, series: str) -> None:
     """Its training process is killed at each of the six deliveries, as it would be for lack of memory."""
     job_id = system.fit(series, points(100_000, seed=9), parameters=LONG)
-    kill = 'for p in /proc/[0-9]*; do grep -qs spawn_main "$p/cmdline" && kill -9 "${p#/proc/}"; done; true'
+    # [s]: the command itself, whose arguments are in /proc as well, is not meant.
+    kill = 'for p in /proc/[0-9]*; do grep -qs "[s]pawn_main" "$p/cmdline" && kill -9 "${p#/proc/}"; done; true'
 
     def given_up() -> bool:
         job = system.job(job_id)
