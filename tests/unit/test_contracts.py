@@ -14,9 +14,12 @@ from anomaly_detection.contracts import (
     FitOptions,
     JobStatus,
     Priority,
+    ProductionChange,
+    TrainingCompleted,
     TrainingJob,
     completed_routing_key,
     is_series_id,
+    logged_model_id,
     model_name,
 )
 from anomaly_detection.jobs import NewJob
@@ -127,3 +130,24 @@ def test_equal_jobs_have_equal_fingerprints() -> None:
     assert fingerprint("a") == fingerprint("a", n_estimators=100)
     different = [fingerprint("a"), fingerprint("b"), fingerprint("a", max_samples=1), fingerprint("a", max_samples=1.0)]
     assert len(set(different)) == 4
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("mlflow-artifacts:/1/models/m-20cac7e4/artifacts", "m-20cac7e4"),
+        ("s3://bucket/prefix/1/models/m-20cac7e4/artifacts/", "m-20cac7e4"),
+        ("runs:/0123/model", None),
+        ("mlflow-artifacts:/1/0123/artifacts/model", None),
+    ],
+)
+def test_the_logged_model_of_a_version_is_known_by_its_source(source: str, expected: str | None) -> None:
+    assert logged_model_id(source) == expected
+
+
+def test_an_event_says_why_production_changed_and_that_there_is_none_any_more() -> None:
+    given = {"series_id": "s", "sequence": 4, "request_id": "r", "finished_at": datetime.now(UTC)}
+    before = TrainingCompleted.model_validate(given | {"job_id": uuid4(), "model_version": 1})
+    assert before.change is ProductionChange.TRAINED  # as events were before there was another reason
+    gone = TrainingCompleted.model_validate(given | {"job_id": None, "model_version": None, "change": "deleted"})
+    assert TrainingCompleted.model_validate_json(gone.model_dump_json()) == gone

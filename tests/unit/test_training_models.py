@@ -348,9 +348,8 @@ async def test_the_registry_points_previous_before_production() -> None:
 
 
 async def test_the_registry_deletes_artifacts_and_run_before_the_version() -> None:
-    version = {"model_version": {"version": "2", "model_id": "m-1", "run_id": "r-1"}}
-    logged = {"model": {"info": {"artifact_uri": "mlflow-artifacts:/1/models/m-1/artifacts"}}}
-    mlflow = Mlflow(**{"get": version, "m-1": logged})
+    source = "mlflow-artifacts:/1/models/m-1/artifacts"
+    mlflow = Mlflow(get={"model_version": {"version": "2", "source": source, "run_id": "r-1"}})
     await mlflow.registry().delete_version("s1", 2)
     assert [request for request in mlflow.requests if request[0] != "GET"] == [
         ("DELETE", "mlflow-artifacts/artifacts/1/models/m-1/artifacts", None),

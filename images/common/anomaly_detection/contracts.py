@@ -53,6 +53,15 @@ def model_name(series_id: str) -> str:
     return f"model_od_{series_id}"
 
 
+def logged_model_id(source: str) -> str | None:
+    """Identity of the logged model that a version was registered from, None if its source is something else.
+
+    MLflow keeps the link only in the source, `…/models/MODEL_ID/artifacts`: `model_id` of a version comes back empty.
+    """
+    found = re.search(r"/models/(m-[0-9a-f]+)/artifacts/?$", source)
+    return found[1] if found else None
+
+
 def completed_routing_key(series_id: str) -> str:
     """Routing key of the event that says a series has a new model."""
     return f"training.completed.{series_id}"

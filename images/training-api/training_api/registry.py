@@ -17,6 +17,7 @@ from anomaly_detection.contracts import (
     TAG_JOB_ID,
     TAG_SEQUENCE,
     ModelVersion,
+    logged_model_id,
     model_name,
 )
 from anomaly_detection.errors import DependencyUnavailableError
@@ -102,15 +103,15 @@ class Registry:
         found = await self._get(f"{_API}/model-versions/get", {"name": name, "version": str(version)})
         record = found.get("model_version", {})
         # The version last: until it is gone, a repetition finds what else there is to delete.
-        if model_id := record.get("model_id"):
-            logged = await self._get(f"{_API}/logged-models/{quote(model_id, safe='')}", {})
-            location = urlsplit(logged.get("model", {}).get("info", {}).get("artifact_uri", ""))
+        source = record.get("source", "")
+        if model_id := logged_model_id(source):
+            location = urlsplit(source)
             if location.scheme == "mlflow-artifacts":
                 await self._delete(f"{_ARTIFACTS}/{quote(location.path.strip('/'))}")
-            elif location.path:
-                # The tracking server does not hand these on, and only it has access to them.
-                logger.warning("artifacts stay in the store", extra={"location": location.geturl()})
-            await self._delete(f"{_API}/logged-models/{quote(model_id, safe='')}")
+            else:
+                # The tracking server does not hand these on, and this service has no access to them.
+                logger.warning("artifacts stay in the store", extra={"location": source})
+            await self._delete(f"{_API}/logged-models/{model_id}")
         if run_id := record.get("run_id"):
             await self._delete(f"{_API}/runs/delete", {"run_id": run_id}, method="POST")
         await self._delete(f"{_API}/model-versions/delete", {"name": name, "version": str(version)})

@@ -43,6 +43,7 @@ from anomaly_detection.contracts import (
     TAG_STD,
     DetectorParameters,
     TrainingJob,
+    logged_model_id,
     model_name,
 )
 from anomaly_detection.scoring import MODEL_FILE_NAME, ScoringModel, fit_isolation_forest, score_histogram
@@ -155,10 +156,9 @@ class Trainer:
             surplus = [item for item in versions[kept:] if str(item.version) not in in_use]
             for item in surplus:
                 self._client.delete_model_version(name, str(item.version))
-                if item.model_id:
-                    artifacts = self._client.get_logged_model(item.model_id).artifact_location
-                    get_artifact_repository(artifacts, tracking_uri=mlflow.get_tracking_uri()).delete_artifacts()
-                    self._client.delete_logged_model(item.model_id)
+                if item.source and (model_id := logged_model_id(item.source)):
+                    get_artifact_repository(item.source, tracking_uri=mlflow.get_tracking_uri()).delete_artifacts()
+                    self._client.delete_logged_model(model_id)
                 if item.run_id:
                     self._client.delete_run(item.run_id)
             return len(surplus)
