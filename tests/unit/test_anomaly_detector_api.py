@@ -338,6 +338,21 @@ async def test_expired_models_are_served_while_the_registry_is_away(world: World
     assert world.service.cache.stale_models == 0
 
 
+async def test_expired_models_are_served_while_a_dependency_hangs(world: World, blobs: list[bytes]) -> None:
+    """Nobody waits for an answer that may not come, and the new version is served as soon as it is there."""
+    world.publish("a", blobs[0])
+    await world.predict("a")
+    world.publish("a", blobs[1])
+    world.store.gate = asyncio.Event()
+    world.time = 101
+    assert [(await world.predict("a")).json()["model_version"] for _ in range(3)] == [1, 1, 1]
+    assert world.service.cache.statistics.stale_answers == 3
+    world.store.gate.set()
+    await world.settle()
+    assert (await world.predict("a")).json()["model_version"] == 2
+    assert world.store.reads == 2, "one load, however often it was asked for"
+
+
 async def test_fallback_answers_for_an_evicted_model(world: World, blobs: list[bytes]) -> None:
     world.publish("a", blobs[1])
     await world.predict("a")

@@ -15,6 +15,7 @@ from anomaly_detector.loader import LoadedModel, ModelLoader
 
 _ABSENT_KEPT = 10_000
 _LOADS_AT_ONCE = 16  # a cold start must not open a connection per series
+_PATIENCE_SECONDS = 0.25  # how long a request waits to replace a model that it could be answered by already
 
 Key = tuple[str, int | None]
 """A series and a version of it; None stands for the version in production, which may change."""
@@ -112,7 +113,7 @@ class ModelCache:
                 # A new one each time: an exception that is raised again and again collects tracebacks.
                 raise AppError(error.code, error.message, error.details)
             del self._absent[key]
-        entry = await self._join(key)
+        entry = await self._current(key)
         if entry.stale:
             self.statistics.stale_answers += 1
         return entry.loaded
@@ -160,6 +161,20 @@ class ModelCache:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _current(self, key: Key) -> _Entry:
+        """The model asked for again or loaded. One in memory answers if that takes long: dependencies may hang."""
+        expired = self._entries.get(key)
+        if expired is None:
+            return await self._join(key)
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                return await self._join(key)
+        except TimeoutError:
+            # The load goes on, and puts another entry in its place or says when to try again.
+            expired.stale = key[1] is None
+            expired.expires = self.clock() + _PATIENCE_SECONDS
+            return expired
 
     async def _join(self, key: Key) -> _Entry:
         """Wait for the load under way, or start one. A request that goes away does not take others' load with it."""
