@@ -3,7 +3,7 @@
 #
 # Usage: install-requirements.sh REQUIREMENTS, with lock.txt, which pins uv, beside it. Optional mounts of the build:
 # /etc/pip.conf and /etc/uv/uv.toml (the user's package index), /run/certs/ca-certificates.crt (certificates that the
-# user's machine trusts), /var/cache/packages (those of earlier builds; not /root/.cache, because buildah 1.28 empties the
+# user's machine trusts), /var/cache/packages (those of earlier builds; not ~/.cache, because buildah 1.28 empties the
 # whole build stage when a mount's target is the beginning of the path of its own store).
 set -eu
 requirements=$1
