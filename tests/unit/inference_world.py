@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 from urllib.parse import parse_qs
 
 import httpx
@@ -17,6 +18,7 @@ from anomaly_detection.errors import DependencyUnavailableError
 from anomaly_detection.object_store import ObjectNotFoundError, ObjectStore
 from anomaly_detection.settings import MlflowSettings
 from anomaly_detector.api import Service, build_service, create_app
+from anomaly_detector.peers import Peers
 from anomaly_detector.registry import Registry
 from anomaly_detector.settings import InferenceSettings
 
@@ -28,6 +30,7 @@ SETTINGS = InferenceSettings(
     circuit_breaker_retry_seconds=30,
     max_body_bytes=200_000,
     batch_max_points=1000,
+    haproxy_configuration=Path("/nonexistent/haproxy.cfg"),
 )
 
 
@@ -95,6 +98,7 @@ class World:
     store: Store
     service: Service
     client: httpx.AsyncClient
+    app: Any
     time: float = 0.0
 
     def publish(self, series_id: str, blob: bytes, **tags: str) -> None:
@@ -118,11 +122,14 @@ class World:
 
 
 @asynccontextmanager
-async def replica(mlflow: Mlflow, store: Store, settings: InferenceSettings) -> AsyncIterator[World]:
-    """A replica that has just started."""
+async def replica(
+    mlflow: Mlflow, store: Store, settings: InferenceSettings, peers: Peers | None = None
+) -> AsyncIterator[World]:
+    """A replica that has just started; without `peers` it is alone."""
     registry = Registry(MlflowSettings(tracking_uri="http://mlflow"), httpx.MockTransport(mlflow.answer))
     found: list[World] = []
-    service = build_service(settings, registry, cast(ObjectStore, store), clock=lambda: found[0].time)
+    peers = peers or Peers("alone", settings.haproxy_configuration, settings.haproxy_url)
+    service = build_service(settings, registry, cast(ObjectStore, store), peers, clock=lambda: found[0].time)
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Service]:
@@ -134,8 +141,9 @@ async def replica(mlflow: Mlflow, store: Store, settings: InferenceSettings) -> 
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://inference") as client,
     ):
-        found.append(World(mlflow, store, service, client))
+        found.append(World(mlflow, store, service, client, app))
         yield found[0]
+    await peers.close()
     await registry.close()
 
 

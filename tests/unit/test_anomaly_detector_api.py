@@ -331,7 +331,7 @@ async def test_expired_models_are_served_while_the_registry_is_away(world: World
     assert world.service.cache.statistics.load_failures == 1, "not tried again with every request"
     assert world.service.cache.statistics.stale_answers == 5
     assert (await world.client.get("/health")).json()["cache"]["stale_models"] == 1
-    assert "model_cache_stale_answers_total 5.0" in (await world.client.get("/metrics")).text
+    assert 'model_cache_stale_answers_total{replica="alone"} 5.0' in (await world.client.get("/metrics")).text
     world.mlflow.away = False
     world.time = 140
     assert (await world.predict("a")).json()["model_version"] == 2
@@ -356,7 +356,7 @@ async def test_expired_models_are_served_while_a_dependency_hangs(world: World, 
 async def test_fallback_answers_for_an_evicted_model(world: World, blobs: list[bytes]) -> None:
     world.publish("a", blobs[1])
     await world.predict("a")
-    assert (await world.client.delete("/cache/a")).json() == {"series_id": "a", "evicted": 1}
+    assert (await world.client.delete("/cache/a")).json() == {"series_id": "a", "evicted": 1, "unreachable": []}
     world.mlflow.away = world.store.away = True
     far, near = (await world.predict("a", 150)).json(), (await world.predict("a", 100)).json()
     assert (far["source"], far["is_anomaly"], far["threshold"], far["model_version"]) == ("fallback", True, 0.5, 1)
@@ -439,7 +439,7 @@ async def test_model_larger_than_the_cache_is_served(world: World, blobs: list[b
 async def test_cache_is_warmed(world: World, blobs: list[bytes]) -> None:
     world.publish("a", blobs[0])
     results = (await world.client.post("/cache/warm", json={"series": ["a", "unknown", "a"]})).json()["results"]
-    assert results["a"] == {"model_version": 1}
+    assert results["a"] == {"model_version": 1, "replica": "alone"}
     assert results["unknown"]["error"]["code"] == "MODEL_NOT_FOUND"
     reads = world.store.reads
     await world.predict("a")
@@ -468,10 +468,11 @@ async def test_metrics_have_no_series_in_their_labels(world: World, blobs: list[
     await world.predict("a_series")
     await world.client.get("/nowhere/at/all")
     text = (await world.client.get("/metrics")).text
-    assert 'http_requests_total{method="POST",route="/predict/{series_id}",status="200"} 1.0' in text
-    assert "model_cache_models 1.0" in text
-    assert 'points_scored_total{source="model"} 1.0' in text
-    assert 'circuit_state{dependency="mlflow",state="closed"} 1.0' in text
+    requests = 'http_requests_total{method="POST",replica="alone",route="/predict/{series_id}",status="200"} 1.0'
+    assert requests in text
+    assert 'model_cache_models{replica="alone"} 1.0' in text
+    assert 'points_scored_total{replica="alone",source="model"} 1.0' in text
+    assert 'circuit_state{dependency="mlflow",replica="alone",state="closed"} 1.0' in text
     assert "a_series" not in text
     assert "nowhere" not in text
 

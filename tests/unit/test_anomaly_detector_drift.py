@@ -117,9 +117,9 @@ async def test_drift_route(world: World, model: ScoringModel) -> None:
     for shares in (after["histogram"]["training"], after["histogram"]["recent"]):
         assert sum(shares) == pytest.approx(1)
         assert len(shares) == len(after["histogram"]["edges"]) + 1
-    assert (await world.client.get("/drift")).json() == {"measured_models": 1, "largest": [after]}
+    assert (await world.client.get("/drift")).json() == {"measured_models": 1, "largest": [after], "unreachable": []}
     metrics = (await world.client.get("/metrics")).text
-    assert 'model_drift_models{state="major"} 1.0' in metrics
+    assert 'model_drift_models{replica="alone",state="major"} 1.0' in metrics
     assert f"model_drift_psi_max {after['psi']}"[:26] in metrics
 
 
@@ -154,4 +154,4 @@ async def test_plots_and_the_fallback_are_no_recent_points(world: World, model: 
 async def test_drift_of_what_is_not_there(world: World) -> None:
     assert code(await world.client.get("/drift/unknown")) == (404, "MODEL_NOT_FOUND")
     assert code(await world.client.get("/drift/not-a-series")) == (422, "INVALID_INPUT")
-    assert (await world.client.get("/drift")).json() == {"measured_models": 0, "largest": []}
+    assert (await world.client.get("/drift")).json() == {"measured_models": 0, "largest": [], "unreachable": []}

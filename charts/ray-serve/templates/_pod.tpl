@@ -32,6 +32,11 @@ spec:
           value: "1"
         - name: RAY_SERVE_HAPROXY_NBTHREAD
           value: {{ $values.serve.haproxyThreads | quote }}
+        # HAProxy with the same series on the same replica: docs/decisions/0004-series-affinity.md.
+        - name: RAY_SERVE_HAPROXY_BINARY_PATH
+          value: /opt/app/anomaly_detector/affinity.py
+        - name: AFFINITY_MAX_LOAD_PERCENT
+          value: {{ int $values.serve.maxLoadPercent | quote }}
         - name: RAY_USAGE_STATS_ENABLED
           value: "0"
         # `kubectl logs` shows the replicas' logs; nothing is rotated in a file.

@@ -23,7 +23,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 Observe = Callable[[str, str, int, float], None]
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-_PROBES = ("/health", "/metrics")
+_PROBES = ("/health", "/metrics", "/replica/")
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,12 @@ import heapq
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from operator import itemgetter
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import FastAPI, Query, Request, Response
 
 from anomaly_detection.broker import NAME as BROKER
@@ -30,11 +31,12 @@ from anomaly_detection.settings import BrokerSettings, MlflowSettings, ObjectSto
 from anomaly_detector import open_inference
 from anomaly_detector.breaker import CircuitBreaker
 from anomaly_detector.cache import ModelCache
-from anomaly_detector.disk import ModelDisk
+from anomaly_detector.disk import DiskStatistics, ModelDisk
 from anomaly_detector.drift import HALF_LIFE_POINTS, MAJOR, MINIMUM_POINTS, MODERATE, state_of
 from anomaly_detector.events import CompletionEvents
 from anomaly_detector.loader import LoadedModel, ModelLoader
-from anomaly_detector.metrics import Metrics
+from anomaly_detector.metrics import Metrics, merged
+from anomaly_detector.peers import Peers
 from anomaly_detector.plot import score_page, score_plot, series_page, series_plot
 from anomaly_detector.predictor import Predictor, check_series_id, parse_version
 from anomaly_detector.registry import NAME as REGISTRY
@@ -42,6 +44,7 @@ from anomaly_detector.registry import Registry
 from anomaly_detector.schemas import (
     BatchPrediction,
     BatchRequest,
+    CacheState,
     Drift,
     Drifts,
     ManyPredictions,
@@ -57,7 +60,9 @@ PlotFormat = Literal["svg", "html"]
 """What a plot can be drawn as."""
 
 _PLOT_TYPES: dict[PlotFormat, str] = {"svg": "image/svg+xml", "html": "text/html; charset=utf-8"}
-_DRIFTS_SHOWN = 1000
+_MODELS_SHOWN = 1000
+_OF_REPLICA = "/replica"  # below it a replica tells of itself alone: for the others
+_WARMED_AT_ONCE = 16
 _HEALTH_SECONDS = 1.0  # answers of dependencies are shared by the probes that come within this time
 
 
@@ -69,6 +74,7 @@ class Service:
         settings: of the service.
         cache: models in memory.
         predictor: scores points.
+        peers: the other replicas.
         breakers: of the dependencies that requests wait for.
         checks: by dependency, what returns if it answers and else raises DependencyUnavailableError.
     """
@@ -76,6 +82,7 @@ class Service:
     settings: InferenceSettings
     cache: ModelCache
     predictor: Predictor
+    peers: Peers
     breakers: tuple[CircuitBreaker, ...]
     checks: dict[str, Callable[[], Awaitable[None]]]
 
@@ -84,6 +91,7 @@ def build_service(
     settings: InferenceSettings,
     registry: Registry,
     store: ObjectStore,
+    peers: Peers,
     *,
     clock: Callable[[], float] = time.monotonic,
 ) -> Service:
@@ -114,16 +122,23 @@ def build_service(
         settings=settings,
         cache=cache,
         predictor=Predictor(cache, loader, settings.batch_max_points),
+        peers=peers,
         breakers=(registry_breaker, store_breaker),
         checks={REGISTRY: registry.check, OBJECT_STORE: store.check},
     )
 
 
 @asynccontextmanager
-async def connected_service() -> AsyncIterator[Service]:
-    """A service with its real dependencies, as the environment names them. It starts without any of them."""
+async def connected_service(replica: str) -> AsyncIterator[Service]:
+    """A service with its real dependencies, as the environment names them. It starts without any of them.
+
+    Args:
+        replica: the name of this replica among those of the deployment.
+    """
+    settings = InferenceSettings()
     registry = Registry(MlflowSettings())
-    service = build_service(InferenceSettings(), registry, ObjectStore(ObjectStoreSettings()))
+    peers = Peers(replica, settings.haproxy_configuration, settings.haproxy_url)
+    service = build_service(settings, registry, ObjectStore(ObjectStoreSettings()), peers)
     events = CompletionEvents(BrokerSettings(), service.cache)
     service.checks[BROKER] = events.check
     receiving = asyncio.create_task(events.run(), name="events")
@@ -134,12 +149,11 @@ async def connected_service() -> AsyncIterator[Service]:
         with suppress(asyncio.CancelledError):
             await receiving
         await service.cache.close()
+        await peers.close()
         await registry.close()
 
 
-def create_app(
-    open_service: Callable[[], Any] = connected_service,
-) -> FastAPI:
+def create_app(open_service: Callable[[], AbstractAsyncContextManager[Service]]) -> FastAPI:
     """The application.
 
     Args:
@@ -269,33 +283,60 @@ async def _drawn(draw: Callable[[], str], form: PlotFormat) -> Response:
 
 
 def _add_drift_routes(app: FastAPI) -> None:
-    # Of the replica that answers, like the cache: recent scores are kept with the models in its memory.
+    # Recent scores are kept with the models in memory: those of a series in the replica that it belongs to.
     @app.get("/drift/{series_id}", response_model=Drift, tags=["drift"])
     async def drift(series_id: str, request: Request, version: str | None = None) -> Response:
         """How far the recent scores of a model are from those of its training points."""
         check_series_id(series_id)
-        loaded = await service_of(request).cache.get(series_id, parse_version(version))
-        return json_answer(_drift(series_id, loaded))
+        service = service_of(request)
+        loaded = await service.cache.get(series_id, parse_version(version))
+        return json_answer(_drift(series_id, loaded, service.peers.own))
 
     @app.get("/drift", response_model=Drifts, tags=["drift"])
     async def drifts(request: Request, limit: int = 10) -> Response:
-        """The models in production in memory that have drifted most."""
-        known = [
-            (loaded.recent.index, series_id, loaded)
-            for series_id, version, loaded in service_of(request).cache.state()
-            if version is None and loaded.recent and not math.isnan(loaded.recent.index)
-        ]
-        largest = heapq.nlargest(min(max(limit, 0), _DRIFTS_SHOWN), known, key=itemgetter(0))
+        """The models in production in memory that have drifted most, of all replicas."""
+        own = _drifts(service_of(request), limit)
+        others = await service_of(request).peers.ask(f"{_OF_REPLICA}/drift?limit={limit}")
+        found = [own, *map(orjson.loads, others.bodies.values())]
+        largest = [model for each in found for model in each["largest"]]
         return json_answer(
-            {"measured_models": len(known), "largest": [_drift(series_id, loaded) for _, series_id, loaded in largest]}
+            {
+                "measured_models": sum(each["measured_models"] for each in found),
+                "largest": heapq.nlargest(_shown(limit), largest, key=itemgetter("psi")),
+                "unreachable": others.unreachable,
+            }
         )
 
+    @app.get(f"{_OF_REPLICA}/drift", include_in_schema=False)
+    async def drifts_of_replica(request: Request, limit: int = 10) -> Response:
+        return json_answer(_drifts(service_of(request), limit))
 
-def _drift(series_id: str, loaded: LoadedModel) -> dict[str, Any]:
+
+def _shown(limit: int) -> int:
+    """How many models to list where so many are asked for."""
+    return min(max(limit, 0), _MODELS_SHOWN)
+
+
+def _drifts(service: Service, limit: int) -> dict[str, Any]:
+    """The models of this replica that have drifted most."""
+    known = [
+        (loaded.recent.index, series_id, loaded)
+        for series_id, version, loaded in service.cache.state()
+        if version is None and loaded.recent and not math.isnan(loaded.recent.index)
+    ]
+    largest = heapq.nlargest(_shown(limit), known, key=itemgetter(0))
+    return {
+        "measured_models": len(known),
+        "largest": [_drift(series_id, loaded, service.peers.own) for _, series_id, loaded in largest],
+    }
+
+
+def _drift(series_id: str, loaded: LoadedModel, replica: str) -> dict[str, Any]:
     recent = loaded.recent
     answer: dict[str, Any] = {
         "series_id": series_id,
         "model_version": loaded.version,
+        "replica": replica,
         "psi": None,
         "state": state_of(None),
         "recent_points": None,
@@ -321,45 +362,101 @@ def _drift(series_id: str, loaded: LoadedModel) -> dict[str, Any]:
 
 
 def _add_cache_routes(app: FastAPI) -> None:
-    # They speak of the replica that answers; another replica has a cache of its own.
-    @app.get("/cache", tags=["cache"])
+    @app.get("/cache", response_model=CacheState, tags=["cache"])
     async def cache_state(request: Request, limit: int = 100) -> Response:
-        """What this replica has in memory; the models used last come first."""
-        cache = service_of(request).cache
-        models = [
+        """What the replicas have in memory; of each, the models used last come first."""
+        service = service_of(request)
+        others = await service.peers.ask(f"{_OF_REPLICA}/cache?limit={limit}")
+        states = {service.peers.own: _cache(service, limit)}
+        states |= {name: orjson.loads(body) for name, body in others.bodies.items()}
+        entries = [{"replica": name, **entry} for name, state in states.items() for entry in state.pop("entries")]
+        return json_answer(
             {
-                "series_id": series_id,
-                "pinned": version is not None,
-                "version": loaded.version,
-                "bytes": loaded.model.nbytes,
+                **_total(list(states.values())),
+                "replicas": states,
+                "unreachable": others.unreachable,
+                "entries": entries[: _shown(limit)],
             }
-            for series_id, version, loaded in cache.state()[: max(limit, 0)]
-        ]
-        return json_answer({**_cache_summary(cache), "entries": models})
+        )
+
+    @app.get(f"{_OF_REPLICA}/cache", include_in_schema=False)
+    async def cache_of_replica(request: Request, limit: int = 100) -> Response:
+        return json_answer(_cache(service_of(request), limit))
 
     @app.post("/cache/warm", openapi_extra=json_body(WarmRequest), tags=["cache"])
     async def warm(request: Request) -> Response:
-        """Load the models in production of these series, and say for each which version is in memory now."""
+        """Load the models in production of these series, each in the replica that the series belongs to.
+
+        Says for each which version is in memory now.
+        """
         service = service_of(request)
         series = only_member("series", await read_json(request))
         if not isinstance(series, list) or not all(isinstance(series_id, str) for series_id in series):
             raise AppError(ErrorCode.INVALID_INPUT, "`series` must be a list of series identifiers")
+        at_once = asyncio.Semaphore(_WARMED_AT_ONCE)
 
         async def load(series_id: str) -> dict[str, Any]:
             try:
                 check_series_id(series_id)
-                return {"model_version": (await service.cache.get(series_id, None)).version}
+                async with at_once:
+                    if answer := await service.peers.at_home(f"/cache/{series_id}", "PUT"):
+                        found: dict[str, Any] = orjson.loads(answer.content)
+                        return {"error": found["error"]} if "error" in found else found
+                    return await _warmed(service, series_id)
             except AppError as error:
                 return {"error": {"code": error.code, "message": error.message, "details": error.details}}
 
         unique = list(dict.fromkeys(series))
         return json_answer({"results": dict(zip(unique, await asyncio.gather(*map(load, unique)), strict=True))})
 
+    @app.put("/cache/{series_id}", tags=["cache"])
+    async def warm_one(series_id: str, request: Request) -> Response:
+        """Load the model in production of a series in the replica that it belongs to."""
+        check_series_id(series_id)
+        return json_answer(await _warmed(service_of(request), series_id))
+
     @app.delete("/cache/{series_id}", tags=["cache"])
     async def evict(series_id: str, request: Request) -> Response:
-        """Drop the models of a series from memory and disk; the next prediction loads what it needs."""
+        """Drop the models of a series from memory and disk of all replicas; the next prediction loads what it needs."""
         check_series_id(series_id)
-        return json_answer({"series_id": series_id, "evicted": await service_of(request).cache.evict(series_id)})
+        service = service_of(request)
+        evicted = await service.cache.evict(series_id)
+        others = await service.peers.ask(f"{_OF_REPLICA}/cache/{series_id}", "DELETE")
+        evicted += sum(orjson.loads(body)["evicted"] for body in others.bodies.values())
+        return json_answer({"series_id": series_id, "evicted": evicted, "unreachable": others.unreachable})
+
+    @app.delete(f"{_OF_REPLICA}/cache/{{series_id}}", include_in_schema=False)
+    async def evict_of_replica(series_id: str, request: Request) -> Response:
+        check_series_id(series_id)
+        return json_answer({"evicted": await service_of(request).cache.evict(series_id)})
+
+
+async def _warmed(service: Service, series_id: str) -> dict[str, Any]:
+    """What is in memory here once the model of a series is loaded."""
+    loaded = await service.cache.get(series_id, None)
+    return {"model_version": loaded.version, "replica": service.peers.own}
+
+
+def _cache(service: Service, limit: int) -> dict[str, Any]:
+    """What this replica has in memory; the models used last come first."""
+    models = [
+        {
+            "series_id": series_id,
+            "pinned": version is not None,
+            "version": loaded.version,
+            "bytes": loaded.model.nbytes,
+        }
+        for series_id, version, loaded in service.cache.state()[: _shown(limit)]
+    ]
+    return {**_cache_summary(service.cache), "entries": models}
+
+
+def _total(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums of what replicas have. What lies on a disk is not added up: replicas of a pod share it."""
+    total = {name: sum(each[name] for each in summaries) for name in summaries[0] if name != "disk"}
+    disks = [each["disk"] for each in summaries if each["disk"]]
+    counted = DiskStatistics.__dataclass_fields__
+    return total | {"disk": {name: sum(disk[name] for disk in disks) for name in counted} if disks else None}
 
 
 def _add_health_routes(app: FastAPI, metrics: Metrics) -> None:
@@ -404,6 +501,7 @@ def _add_health_routes(app: FastAPI, metrics: Metrics) -> None:
         return json_answer(
             {
                 "status": _status(found),
+                "replica": service.peers.own,
                 "dependencies": found,
                 "cache": _cache_summary(service.cache),
                 "points_answered_by": answers,
@@ -413,11 +511,17 @@ def _add_health_routes(app: FastAPI, metrics: Metrics) -> None:
 
     @app.get("/metrics", tags=["health"], response_class=Response)
     async def prometheus(request: Request) -> Response:
-        """Metrics of this replica in Prometheus' text format."""
+        """Metrics of all replicas in Prometheus' text format; the label `replica` tells them apart."""
         service = service_of(request)
-        return Response(
-            metrics.render(service.cache, service.predictor.answers, service.breakers), media_type=Metrics.MEDIA_TYPE
-        )
+        others = await service.peers.ask(f"{_OF_REPLICA}/metrics")
+        return Response(merged([_metrics(service), *others.bodies.values()]), media_type=Metrics.MEDIA_TYPE)
+
+    @app.get(f"{_OF_REPLICA}/metrics", include_in_schema=False)
+    async def metrics_of_replica(request: Request) -> Response:
+        return Response(_metrics(service_of(request)), media_type=Metrics.MEDIA_TYPE)
+
+    def _metrics(service: Service) -> bytes:
+        return metrics.render(service.peers.own, service.cache, service.predictor.answers, service.breakers)
 
 
 def _status(dependencies: dict[str, Any]) -> str:

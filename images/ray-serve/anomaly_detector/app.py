@@ -11,28 +11,33 @@ from ray import serve
 from anomaly_detection.http import Application, Event, Receive, Scope, Send
 from anomaly_detection.logging import configure_logging
 from anomaly_detection.settings import ServiceSettings
-from anomaly_detector.api import create_app
+from anomaly_detector.api import connected_service, create_app
 
 
-class SingleRequestIdMiddleware:
-    """Leaves the `X-Request-ID` of an answer to Ray Serve, which adds the one it gave or passed to the application.
+class AnswerHeadersMiddleware:
+    """Names the replica in every answer, as `X-Replica`.
+
+    It leaves `X-Request-ID` to Ray Serve, which adds the one it gave or passed to the application.
 
     Args:
         app: the application it wraps.
+        replica: the name of this replica.
     """
 
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: Application, replica: str) -> None:
         self._app = app
+        self._replica = (b"x-replica", replica.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
 
-        async def send_without_identity(event: Event) -> None:
+        async def send_with_replica(event: Event) -> None:
             if event["type"] == "http.response.start":
-                event["headers"] = [header for header in event["headers"] if header[0] != b"x-request-id"]
+                headers = [header for header in event["headers"] if header[0] != b"x-request-id"]
+                event["headers"] = [*headers, self._replica]
             await send(event)
 
-        await self._app(scope, receive, send_without_identity)
+        await self._app(scope, receive, send_with_replica)
 
 
 def build() -> FastAPI:
@@ -40,8 +45,9 @@ def build() -> FastAPI:
     # Ray Serve replaces `sys.stdout` by a logger of its own that writes to a file; ours go to the container's output.
     with redirect_stdout(sys.__stdout__):
         configure_logging("ray-serve", ServiceSettings().log_level)
-    app = create_app()
-    app.add_middleware(SingleRequestIdMiddleware)
+    replica = serve.get_replica_context().replica_id.unique_id
+    app = create_app(lambda: connected_service(replica))
+    app.add_middleware(AnswerHeadersMiddleware, replica=replica)
     return app
 
 

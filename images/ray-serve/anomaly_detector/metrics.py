@@ -1,13 +1,15 @@
-"""Metrics of one replica. Labels are routes, methods and states, never series: there are 300,000 of those."""
+"""Metrics of the replicas. Labels are routes, methods and states, never series: there are 300,000 of those."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter as Counts
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from anomaly_detector.breaker import BreakerState, CircuitBreaker
 from anomaly_detector.cache import ModelCache
@@ -40,14 +42,40 @@ class Metrics:
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 
-    def render(self, cache: ModelCache, answers: Answers, breakers: Iterable[CircuitBreaker]) -> bytes:
-        """All metrics in Prometheus' text format."""
-        state = CollectorRegistry()
-        state.register(_State(cache, answers, breakers))
-        return generate_latest(self._registry) + generate_latest(state)
+    def render(self, replica: str, cache: ModelCache, answers: Answers, breakers: Iterable[CircuitBreaker]) -> bytes:
+        """All metrics of this replica in Prometheus' text format, with its name as a label."""
+        labelled = CollectorRegistry()
+        labelled.register(_Labelled(replica, (self._registry, _State(cache, answers, breakers))))
+        return generate_latest(labelled)
 
 
-class _State:
+def merged(texts: Iterable[bytes]) -> bytes:
+    """One text out of those of several replicas: what belongs to a metric stands together, described once."""
+    described: dict[bytes, bytes] = {}
+    samples: dict[bytes, list[bytes]] = {}
+    for text in texts:
+        for block in re.split(rb"^(?=# HELP )", text, flags=re.MULTILINE)[1:]:
+            head, end, body = re.split(rb"(# TYPE .*\n)", block, maxsplit=1)
+            described.setdefault(head, head + end)
+            samples.setdefault(head, []).append(body)
+    return b"".join(described[head] + b"".join(bodies) for head, bodies in samples.items())
+
+
+class _Labelled(Collector):
+    """Collector of what others collect, with the name of the replica as a label more."""
+
+    def __init__(self, replica: str, collectors: Iterable[Collector]) -> None:
+        self._label = {"replica": replica}
+        self._collectors = collectors
+
+    def collect(self) -> Iterable[Metric]:
+        for collector in self._collectors:
+            for metric in collector.collect():
+                metric.samples = [each._replace(labels={**each.labels, **self._label}) for each in metric.samples]
+                yield metric
+
+
+class _State(Collector):
     """Collector of what the parts count themselves."""
 
     def __init__(self, cache: ModelCache, answers: Answers, breakers: Iterable[CircuitBreaker]) -> None:

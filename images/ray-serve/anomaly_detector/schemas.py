@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from anomaly_detection.contracts import Point
 
@@ -98,11 +98,25 @@ class DriftThresholds(BaseModel):
     major: float
 
 
+class CacheState(BaseModel):
+    """What the replicas have in memory. Numbers outside of `replicas` are sums over them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    models: int
+    bytes: int
+    max_bytes: int
+    replicas: dict[str, dict[str, Any]] = Field(description="the same of each replica by its name")
+    unreachable: list[str] = Field(description="replicas that did not answer, and are missing here")
+    entries: list[dict[str, Any]]
+
+
 class Drift(BaseModel):
     """How far the recent scores of a model are from those of its training points."""
 
     series_id: str
     model_version: int
+    replica: str = Field(description="where its recent scores were counted")
     psi: float | None = Field(
         description="population stability index, 0 or more; null while there are too few recent points, or where the "
         "model was made without a baseline"
@@ -120,3 +134,4 @@ class Drifts(BaseModel):
 
     measured_models: int
     largest: list[Drift]
+    unreachable: list[str] = Field(description="replicas that did not answer, and are missing here")

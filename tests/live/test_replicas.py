@@ -1,0 +1,156 @@
+"""Several replicas: every series has one of them, whichever comes or goes."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+import yaml
+from chart_harness.live import wait_for
+from live.system import System, points, unique
+
+REPLICAS = 3
+PROBE = {"timestamp": 1_800_000_000, "value": 0.5}
+
+# Ray has no command for it, and the image no pkill.
+END_ONE_REPLICA = """
+import os, pathlib, signal
+for process in pathlib.Path("/proc").glob("[0-9]*"):
+    try:
+        if process.joinpath("cmdline").read_bytes().startswith(b"ray::ServeReplica"):
+            os.kill(int(process.name), signal.SIGKILL)
+            break
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+"""
+
+
+@pytest.fixture(scope="module")
+def replicas(system: System) -> Iterator[set[str]]:
+    """The names of the replicas, once there are three that answer; afterwards there are as many as before."""
+    before = system.values()
+    values = yaml.safe_load(before) or {}
+    values.setdefault("ray-serve", {})["serve"] = {
+        **values.get("ray-serve", {}).get("serve", {}),
+        "replicas": REPLICAS,
+        "cpusPerReplica": 0.3,
+        "autoscaling": {"enabled": False},
+    }
+    try:
+        system.upgrade(yaml.safe_dump(values))
+        yield wait_for(lambda: answering(system, REPLICAS), f"{REPLICAS} replicas to answer", 180)
+    finally:
+        system.upgrade(before)
+
+
+def answering(system: System, count: int) -> set[str]:
+    """The replicas that answer, which have to be so many and to know of each other."""
+    cache = system.inference.request("GET", "/cache").json()
+    assert len(cache["replicas"]) == count, cache["replicas"].keys()
+    assert not cache["unreachable"]
+    found = set(owners(system, [f"s{i}" for i in range(60)]).values())
+    assert found == set(cache["replicas"])
+    return found
+
+
+def owners(system: System, series: list[str]) -> dict[str, str]:
+    """Who answers for each series; asked with a version that is none, so that no model is looked for."""
+    found = {}
+    for name in series:
+        answer = system.inference.request("GET", f"/drift/{name}?version=none")
+        assert answer.status_code == 422, f"{answer.status_code} {answer.text}"
+        found[name] = answer.headers["X-Replica"]
+    return found
+
+
+def test_every_route_of_a_series_leads_to_one_replica(system: System, replicas: set[str]) -> None:
+    series = [unique("owned") for _ in range(20)]
+    owner = owners(system, series)
+    assert set(owner.values()) <= replicas
+    for name, (method, path) in itertools.product(
+        series,
+        (
+            ("POST", "/predict/{}?version=none"),
+            ("POST", "/predict/{}/batch?version=none"),
+            ("GET", "/plot/{}?version=none"),
+            ("POST", "/v2/models/{}/versions/none/infer"),
+            ("PUT", "/cache/{}"),
+        ),
+    ):
+        answer = system.inference.request(method, path.format(name), json=PROBE)
+        assert answer.headers["X-Replica"] == owner[name], f"{method} {path}"
+    # What is of no series is answered by all.
+    anyone = {system.inference.request("GET", "/health/live").headers["X-Replica"] for _ in range(30)}
+    assert anyone == replicas
+
+
+def test_replicas_divide_the_models(system: System, replicas: set[str]) -> None:
+    series = [unique("divided") for _ in range(6)]
+    jobs = [system.fit(name, points(300, seed=40 + i)) for i, name in enumerate(series)]
+    for job in jobs:
+        system.succeeded(job)
+    for name in series * 3:
+        assert system.predict(name, PROBE).json()["source"] == "model"
+    cache = system.inference.request("GET", "/cache?limit=1000").json()
+    held = Counter(entry["series_id"] for entry in cache["entries"] if entry["series_id"] in series)
+    assert held == dict.fromkeys(series, 1), "a model is in several replicas"
+    at = {entry["series_id"]: entry["replica"] for entry in cache["entries"] if entry["series_id"] in series}
+    assert at == owners(system, series)
+    metrics = system.inference.request("GET", "/metrics").text
+    for name in replicas:
+        assert f'model_cache_models{{replica="{name}"}}' in metrics
+    dropped = system.inference.request("DELETE", f"/cache/{series[0]}").json()
+    assert dropped["evicted"] == 1
+    warmed = system.inference.request("POST", "/cache/warm", json={"series": series}).json()["results"]
+    assert {name: warmed[name]["replica"] for name in series} == at
+
+
+def test_a_hot_series_is_answered_by_several(system: System, replicas: set[str]) -> None:
+    series = unique("hot")
+    system.model(series, seed=50)
+    body = {"data": points(8000, seed=51)}
+    url = f"{system.inference.url()}/predict/{series}/batch"
+
+    def ask(_: int) -> str:
+        answer = httpx.post(url, json=body, timeout=60, trust_env=False)
+        assert answer.status_code == 200, answer.text
+        return answer.headers["X-Replica"]
+
+    with ThreadPoolExecutor(24) as threads:
+        shares = Counter(threads.map(ask, range(240)))
+    print(f"a hot series: {dict(shares)}")
+    assert len(shares) >= 2
+    assert max(shares.values()) < 240 * 0.75
+    # Left alone it is at home again.
+    assert len({system.predict(series, PROBE).headers["X-Replica"] for _ in range(10)}) == 1
+
+
+def test_the_end_of_a_replica_moves_its_share_alone(system: System, replicas: set[str]) -> None:
+    series = [f"moved_{i}" for i in range(300)]
+    before = owners(system, series)
+    shares = Counter(before.values())
+    print(f"shares of {len(series)} series: {dict(shares)}")
+    assert min(shares.values()) > len(series) / REPLICAS / 2
+    head = system.pod("ray-head")
+    container = head["spec"]["containers"][0]["name"]
+    name = head["metadata"]["name"]
+    system.namespace.kubectl("exec", name, "--container", container, "--", "python", "-c", END_ONE_REPLICA)
+
+    def moved() -> dict[str, str]:
+        after = owners(system, series)
+        assert len(set(after.values()) & replicas) < REPLICAS, "nothing has ended yet"
+        return after
+
+    after = wait_for(moved, "the replica to be missed", 60)
+    (dead,) = replicas - set(after.values())
+    new = set(after.values()) - replicas
+    strays = [one for one in series if before[one] not in (dead, after[one]) and after[one] not in new]
+    assert strays == [], f"{len(strays)} series have moved between replicas that live"
+    heirs = {after[one] for one in series if before[one] == dead}
+    assert len(heirs) >= 2, "one replica inherits everything"
+    print(f"{shares[dead]} series moved, to {len(heirs)} replicas")
+    wait_for(lambda: answering(system, REPLICAS), "a new replica", 180)
