@@ -30,7 +30,6 @@ SETTINGS = InferenceSettings(
     circuit_breaker_retry_seconds=30,
     max_body_bytes=200_000,
     batch_max_points=1000,
-    haproxy_configuration=Path("/nonexistent/haproxy.cfg"),
 )
 
 
@@ -128,7 +127,7 @@ async def replica(
     """A replica that has just started; without `peers` it is alone."""
     registry = Registry(MlflowSettings(tracking_uri="http://mlflow"), httpx.MockTransport(mlflow.answer))
     found: list[World] = []
-    peers = peers or Peers("alone", settings.haproxy_configuration, settings.haproxy_url)
+    peers = peers or Peers("alone", Path("/nonexistent/haproxy.cfg"), settings.haproxy_url)
     service = build_service(settings, registry, cast(ObjectStore, store), peers, clock=lambda: found[0].time)
 
     @asynccontextmanager

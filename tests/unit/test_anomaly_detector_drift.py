@@ -120,7 +120,7 @@ async def test_drift_route(world: World, model: ScoringModel) -> None:
     assert (await world.client.get("/drift")).json() == {"measured_models": 1, "largest": [after], "unreachable": []}
     metrics = (await world.client.get("/metrics")).text
     assert 'model_drift_models{replica="alone",state="major"} 1.0' in metrics
-    assert f"model_drift_psi_max {after['psi']}"[:26] in metrics
+    assert f'model_drift_psi_max{{replica="alone"}} {after["psi"]}'[:43] in metrics
 
 
 async def test_a_new_version_starts_anew(world: World, model: ScoringModel, blobs: list[bytes]) -> None:

