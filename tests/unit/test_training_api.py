@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import math
+import subprocess
+import sys
 import zlib
-from collections.abc import AsyncIterator
-from uuid import uuid4
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
 
+import arro3.core
+import arro3.io
 import httpx
+import numpy as np
 import pytest
 from unit.training_backend import Backend
 
@@ -16,8 +25,11 @@ from anomaly_detection.contracts import (
     FitRequest,
     JobStatus,
 )
+from anomaly_detection.errors import AppError
 from anomaly_detection.series import Series
+from training_api import parquet
 from training_api.app import FIT_EXAMPLE, FIT_EXAMPLE_CSV
+from training_api.body import read_fit
 
 Points = list[dict[str, float]]
 
@@ -223,6 +235,65 @@ async def test_the_documented_example_is_accepted(client: httpx.AsyncClient) -> 
     assert (await client.get("/docs")).status_code == 200
 
 
+def example_of(schema: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    """An object made of the examples of a schema's properties."""
+    schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    return {name: part["examples"][0] for name, part in schema["properties"].items() if "examples" in part}
+
+
+def documented_requests(document: dict[str, Any]) -> list[tuple[str, str, bytes | None, str, set[int]]]:
+    """Every operation with the examples its description gives: method, path, body, media type, good statuses.
+
+    An operation with a required parameter that has no example is an error.
+    """
+    found = []
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            where, query = path, {}
+            for parameter in operation.get("parameters", []):
+                if parameter["required"]:
+                    value = next(iter(parameter["examples"].values()))["value"]
+                    where = where.replace(f"{{{parameter['name']}}}", str(value))
+                    if parameter["in"] == "query":
+                        query[parameter["name"]] = value
+            url = str(httpx.URL(where, params=query)) if query else where
+            good = {int(status) for status in operation["responses"] if status.startswith("2")}
+            contents = operation.get("requestBody", {}).get("content", {"": {}})
+            for media_type, content in contents.items():
+                schema = content.get("schema", {})
+                schema = next((item for item in schema.get("anyOf", []) if "$ref" in item), schema)
+                if "examples" in content:
+                    values = [example["value"] for example in content["examples"].values()]
+                elif "$ref" in schema:
+                    values = [example_of(schema, document)]
+                elif media_type:
+                    continue  # binary: a document cannot show one
+                else:
+                    values = [None]
+                for value in values:
+                    text = value if isinstance(value, str) or value is None else json.dumps(value)
+                    found.append((method.upper(), url, text.encode() if text is not None else None, media_type, good))
+    return found
+
+
+async def test_every_documented_example_runs(client: httpx.AsyncClient, backend: Backend) -> None:
+    """Each in a world of its own, where the series has two versions and the job is queued."""
+    requests = documented_requests((await client.get("/openapi.json")).json())
+    operations = {(method, url.partition("?")[0]) for method, url, *_ in requests}
+    assert len(operations) == 16
+    assert sum(bool(body) for _, _, body, _, _ in requests) == 4  # two of fit, one each of promote and rollback
+    for method, url, body, media_type, good in requests:
+        world = Backend()
+        async with world.client() as fresh:
+            if "/models" in url:
+                world.register("sensor_17_x", ["previous"], ["production"])
+            if "/jobs/" in url:
+                await fresh.post("/fit/sensor_17_x", json=FIT_EXAMPLE)
+                world.jobs[0] = world.jobs[0].model_copy(update={"job_id": UUID(url.rpartition("/")[2])})
+            answer = await fresh.request(method, url, content=body, headers={"Content-Type": media_type})
+        assert answer.status_code in good, (method, url, answer.text)
+
+
 async def test_a_request_sent_again_under_its_key_is_the_same_job(
     client: httpx.AsyncClient, backend: Backend, points: Points
 ) -> None:
@@ -393,3 +464,162 @@ async def test_an_unknown_option_of_a_csv_request_is_refused(
 ) -> None:
     answer = await client.post(f"/fit/s1?{query}", content=csv_of(points), headers=CSV)
     assert (answer.status_code, answer.json()["error"]["message"]) == (422, "a parameter is not acceptable")
+
+
+PARQUET = {"Content-Type": "application/vnd.apache.parquet"}
+
+
+def parquet_of(columns: dict[str, Any], compression: str | None = None) -> bytes:
+    """A file with these columns: NumPy arrays, or lists of Python values with their type."""
+    arrays: dict[str, Any] = {
+        name: arro3.core.Array(*column) if isinstance(column, tuple) else arro3.core.Array.from_numpy(column)
+        for name, column in columns.items()
+    }
+    file = io.BytesIO()
+    arro3.io.write_parquet(arro3.core.Table.from_pydict(arrays), file, compression=compression)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("compression", [None, "snappy", "gzip(6)", "zstd(3)", "lz4_raw", "brotli(3)"])
+async def test_parquet_is_the_same_request_as_json(
+    client: httpx.AsyncClient, points: Points, compression: str | None
+) -> None:
+    first = await client.post("/fit/s1", json={"data": points, "parameters": {"max_samples": 1.0}, "priority": "high"})
+    body = parquet_of(
+        {
+            "value": np.array([point["value"] for point in points]),
+            "timestamp": np.array([int(point["timestamp"]) for point in points]),
+        },
+        compression,
+    )
+    for content, headers in ((body, PARQUET), (gzip.compress(body), PARQUET | GZIP)):
+        answer = await client.post("/fit/s1?max_samples=1.0&priority=high", content=content, headers=headers)
+        assert answer.status_code == 202, answer.text
+        assert answer.json()["job_id"] == first.json()["job_id"]
+
+
+TIMES = np.arange(200) * 300 + 1_700_000_000
+VALUES = np.sin(np.arange(200.0))
+
+
+def replaced(column: Any, index: int, item: Any) -> Any:
+    changed = column.copy()
+    changed[index] = item
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("columns", "code", "detail"),
+    [
+        ({"timestamp": TIMES}, "INVALID_INPUT", {"field": "columns", "reason": "they are 'timestamp'"}),
+        (
+            {"timestamp": TIMES, "value": VALUES, "unit": VALUES},
+            "INVALID_INPUT",
+            {"field": "columns", "reason": "they are 'timestamp, value, unit'"},
+        ),
+        (
+            {"timestamp": TIMES, "value": (["1.0"] * 200, arro3.core.DataType.utf8())},
+            "INVALID_INPUT",
+            {"field": "value", "reason": "Utf8, not a number"},
+        ),
+        (
+            {"timestamp": TIMES.astype("datetime64[ms]"), "value": VALUES},
+            "INVALID_TIMESTAMP",
+            {"field": "timestamp", "reason": "Timestamp(ms), not a number"},
+        ),
+        (
+            {"timestamp": TIMES, "value": ([1.0, 2.0, None, *range(197)], arro3.core.DataType.float64())},
+            "INVALID_INPUT",
+            {"index": 2, "reason": "null, not a number"},
+        ),
+        (
+            {"timestamp": TIMES, "value": replaced(VALUES, 3, math.nan)},
+            "INVALID_INPUT",
+            {"index": 3, "reason": "nan is not"},
+        ),
+        (
+            {"timestamp": replaced(TIMES, 7, TIMES[6]), "value": VALUES},
+            "INVALID_TIMESTAMP",
+            {"index": 7, "reason": "1700001800 repeats the timestamp before it"},
+        ),
+        (
+            {"timestamp": TIMES[:99], "value": VALUES[:99]},
+            "INSUFFICIENT_DATA",
+            {"field": "data", "reason": "at least 100 points"},
+        ),
+        (
+            {"timestamp": np.arange(1001), "value": np.arange(1001.0)},
+            "INVALID_INPUT",
+            {"field": "data", "reason": "at most 1000 points"},
+        ),
+    ],
+)
+async def test_bad_parquet_is_named_as_bad_json_is(
+    client: httpx.AsyncClient, columns: dict[str, Any], code: str, detail: dict[str, Any]
+) -> None:
+    answer = await client.post("/fit/s1", content=parquet_of(columns), headers=PARQUET)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (422, code), error
+    assert error["details"][0] == detail
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b"PAR1", lambda b: b[:-9], lambda b: b"x" * 50 + b[50:]])
+async def test_a_damaged_file_is_no_parquet(client: httpx.AsyncClient, damage: Callable[[bytes], bytes]) -> None:
+    body = damage(parquet_of({"timestamp": TIMES, "value": VALUES}))
+    answer = await client.post("/fit/s1", content=body, headers=PARQUET)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "the body is not Parquet")
+    assert answer.json()["error"]["details"][0]["reason"]
+
+
+async def test_a_file_that_grows_beyond_the_limit_is_not_read(client: httpx.AsyncClient) -> None:
+    """5 million equal values in a few kilobytes: refused by their number, or by the memory that one page takes."""
+    many = parquet_of({"timestamp": np.zeros(5_000_000), "value": np.zeros(5_000_000)}, "zstd(3)")
+    assert len(many) < 100_000
+    answer = await client.post("/fit/s1", content=many, headers=PARQUET)
+    assert (answer.status_code, answer.json()["error"]["code"]) in ((422, "INVALID_INPUT"), (413, "PAYLOAD_TOO_LARGE"))
+
+
+def test_the_reader_takes_no_more_memory_than_it_may() -> None:
+    reader = Path(parquet.__file__).with_name("parquet_reader.py")
+    hungry = f"import sys, runpy; m = runpy.run_path({str(reader)!r}); m['limit'](); bytearray(80 * 1024 * 1024)"
+    done = subprocess.run([sys.executable, "-I", "-c", hungry], capture_output=True, text=True, check=False)
+    assert "MemoryError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("parameters", "ok"),
+    [
+        ({"n_estimators": 500, "max_samples": 5000}, True),
+        ({"n_estimators": 500, "max_samples": 1.0}, False),
+        ({"n_estimators": 250, "max_samples": 1.0}, True),
+        ({"n_estimators": 251, "max_samples": 1.0}, False),
+        ({"n_estimators": 500}, True),
+    ],
+)
+def test_a_forest_too_large_is_refused(parameters: dict[str, Any], ok: bool) -> None:
+    columns = {"timestamp": np.arange(10_000), "value": np.arange(10_000.0)}
+    query = {name: json.dumps(value) for name, value in parameters.items()}
+    limits = {"min_points": 100, "max_points": 10_000}
+    if ok:
+        read_fit(parquet_of(columns), PARQUET["Content-Type"], query, **limits)
+    else:
+        with pytest.raises(AppError, match=r"INVALID_INPUT: .* allowed for a forest") as caught:
+            read_fit(parquet_of(columns), PARQUET["Content-Type"], query, **limits)
+        assert caught.value.details[0]["field"] == "parameters.max_samples"
+
+
+@pytest.mark.parametrize("extra", [{"detector": "lof"}, {"params": {}, "parameters": {}}])
+async def test_an_unknown_detector_and_parameters_given_twice_are_refused(
+    client: httpx.AsyncClient, points: Points, extra: dict[str, Any]
+) -> None:
+    answer = await client.post("/fit/s1", json={"data": points} | extra)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "INVALID_INPUT")
+
+
+async def test_the_short_name_of_the_parameters(client: httpx.AsyncClient, points: Points) -> None:
+    long = await client.post("/fit/s1", json={"data": points, "parameters": {"random_state": 1}})
+    short = await client.post(
+        "/fit/s1", json={"data": points, "params": {"random_state": 1}, "detector": "isolation_forest"}
+    )
+    query = await client.post("/fit/s1?random_state=1&detector=isolation_forest", content=csv_of(points), headers=CSV)
+    assert long.json()["job_id"] == short.json()["job_id"] == query.json()["job_id"]

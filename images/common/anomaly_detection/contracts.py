@@ -11,7 +11,17 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 SERIES_ID_PATTERN = r"^[A-Za-z0-9_]{1,128}$"
 """A series identifier.
@@ -47,6 +57,16 @@ COMPLETED_ROUTING_PATTERN = "training.completed.*"
 DELIVERY_LIMIT = 5
 """How often the broker delivers a job again before it goes to the dead-letter queue: the queues' `x-delivery-limit`."""
 
+MAX_TREE_POINTS = 2_500_000
+"""Most points that all trees of a forest are grown from together.
+
+They decide what a fit costs (about 1 µs each, beside 5 ms for each tree) and how large its model is (about 1 byte
+each): without a bound, 500 trees of 100,000 points each would keep a worker busy for a minute, for a model of 40 MB.
+"""
+
+INVALID_VERSION = "invalid_version"
+"""Type of the validation error of something that is no number of a version."""
+
 
 def model_name(series_id: str) -> str:
     """Name of the registered model of a series."""
@@ -71,6 +91,18 @@ def is_series_id(text: str) -> bool:
     """Whether `text` is a series identifier."""
     # fullmatch: `$` alone would let a trailing newline pass.
     return re.fullmatch(SERIES_ID_PATTERN.strip("^$"), text) is not None
+
+
+def _version_number(value: Any, number: ValidatorFunctionWrapHandler) -> int:
+    """A version's number; whatever is wrong with it is an error of one type, which has an error code of its own."""
+    try:
+        return int(number(value))
+    except ValidationError as error:
+        reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise PydanticCustomError(INVALID_VERSION, "no number of a version: {reason}", {"reason": reason}) from error
+
+
+VersionNumber = Annotated[int, Field(ge=1, le=2**31 - 1), WrapValidator(_version_number)]
 
 
 class Contract(BaseModel):
@@ -114,6 +146,17 @@ class DetectorParameters(Contract):
         default=42, ge=0, le=2**32 - 1, description="seed: equal data and parameters give equal models"
     )
 
+    def points_per_tree(self, points: int) -> int:
+        """How many points of a series of `points` each tree is grown from, by scikit-learn's own rules.
+
+        A series shorter than what is asked for gives all it has, and a fraction at least one point.
+        """
+        if self.max_samples == "auto":
+            return min(256, points)
+        if isinstance(self.max_samples, int):
+            return min(self.max_samples, points)
+        return max(1, int(self.max_samples * points))
+
 
 class Priority(StrEnum):
     """Which queue a job waits in."""
@@ -130,7 +173,12 @@ class Priority(StrEnum):
 class FitOptions(Contract):
     """What `POST /fit/{series_id}` takes beside the points."""
 
-    parameters: DetectorParameters = Field(default_factory=DetectorParameters)
+    detector: Literal["isolation_forest"] = Field(default="isolation_forest", description="the kind of detector")
+    parameters: DetectorParameters = Field(
+        default_factory=DetectorParameters,
+        validation_alias=AliasChoices("parameters", "params"),
+        description="of the detector; `params` is another name for it",
+    )
     priority: Priority = Priority.STANDARD
 
 
@@ -357,16 +405,14 @@ class ModelComparison(BaseModel):
 class PromoteRequest(Contract):
     """Body of `POST /models/{series_id}/promote`."""
 
-    version: int = Field(ge=1, le=2**31 - 1, examples=[1])
+    version: VersionNumber = Field(examples=[1])
 
 
 class RollbackRequest(Contract):
     """Body of `POST /models/{series_id}/rollback`; it may be left out."""
 
-    from_version: int | None = Field(
+    from_version: VersionNumber | None = Field(
         default=None,
-        ge=1,
-        le=2**31 - 1,
         description="refuse unless this version is in production: makes it safe to send the request again",
         examples=[2],
     )

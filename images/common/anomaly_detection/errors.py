@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import BaseModel, Field
 
+from anomaly_detection.contracts import INVALID_VERSION
 from anomaly_detection.logging import request_id
 
 if TYPE_CHECKING:
@@ -183,6 +184,8 @@ def install_error_handlers(app: FastAPI, render: Render = in_envelope) -> None:
         details = [
             {"field": ".".join(str(part) for part in item["loc"]), "reason": item["msg"]} for item in error.errors()
         ]
+        if all(item["type"] == INVALID_VERSION for item in error.errors()):
+            return answer(request, AppError(ErrorCode.INVALID_VERSION, "that is no number of a version", details, 422))
         return answer(
             request, AppError(ErrorCode.INVALID_INPUT, "the request does not have the documented form", details)
         )

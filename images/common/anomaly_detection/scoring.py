@@ -238,7 +238,8 @@ def fit_isolation_forest(values: ArrayLike, parameters: DetectorParameters) -> t
     single = _to_float32(exact)
     estimator = IsolationForest(
         n_estimators=parameters.n_estimators,
-        max_samples=_usable_max_samples(parameters.max_samples, len(single)),
+        # A number, because scikit-learn warns of a series that is shorter than what is asked for.
+        max_samples="auto" if parameters.max_samples == "auto" else parameters.points_per_tree(len(single)),
         contamination="auto",
         bootstrap=parameters.bootstrap,
         random_state=parameters.random_state,
@@ -267,15 +268,6 @@ def fit_isolation_forest(values: ArrayLike, parameters: DetectorParameters) -> t
         baseline=ScoreHistogram.of(steps["scores"][steps["breakpoints"].searchsorted(single, side="left")]),
     )
     return estimator, model
-
-
-def _usable_max_samples(max_samples: str | int | float, points: int) -> str | int | float:
-    """`max_samples` as scikit-learn takes it without a warning: a series may be shorter than what is asked for."""
-    if isinstance(max_samples, int):
-        return min(max_samples, points)
-    if isinstance(max_samples, float):
-        return max(1, int(max_samples * points))  # scikit-learn's own rounding, but never an empty subsample
-    return max_samples
 
 
 def _to_float32(values: ArrayLike) -> NDArray[np.float32]:

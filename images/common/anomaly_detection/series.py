@@ -31,7 +31,8 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 """The largest value: isolation forests compare in single precision."""
 
 _NUMBERS = {int, float}
-_COLUMNS = ["timestamp", "value"]
+COLUMNS = ["timestamp", "value"]
+"""What a point has."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,9 +109,8 @@ def read_points(data: Any, *, min_points: int, max_points: int) -> Series:
         max_points: most points allowed.
 
     Raises:
-        AppError: INVALID_INPUT, INVALID_TIMESTAMP or INSUFFICIENT_DATA, with the index of and the reason for each of
-        the
-            first bad points.
+        AppError: INVALID_INPUT, INVALID_TIMESTAMP or INSUFFICIENT_DATA, with the index of and the reason for
+            each of the first bad points.
     """
     if not isinstance(data, list):
         raise AppError(
@@ -130,19 +130,32 @@ def read_points(data: Any, *, min_points: int, max_points: int) -> Series:
         raise _bad_points(timestamps, _not_a_number, ErrorCode.INVALID_TIMESTAMP, "timestamps must be numbers")
     if not set(map(type, values)) <= _NUMBERS:
         raise _bad_points(values, _not_a_number, ErrorCode.INVALID_INPUT, "values must be finite numbers")
-    if len(data) < min_points:
-        raise AppError(
-            ErrorCode.INSUFFICIENT_DATA,
-            f"{len(data)} points are fewer than the {min_points} needed",
-            [{"field": "data", "reason": f"at least {min_points} points"}],
-        )
     try:
-        series = Series(np.array(timestamps, dtype=np.float64), np.array(values, dtype=np.float64))
+        columns = np.array(timestamps, dtype=np.float64), np.array(values, dtype=np.float64)
     except OverflowError as error:  # an integer beyond float64
         raise AppError(ErrorCode.INVALID_INPUT, "a number is too large") from error
-    _check_timestamps(series.timestamps)
-    _check_values(series.values)
-    return series
+    return checked_series(*columns, min_points=min_points, max_points=max_points)
+
+
+def checked_series(
+    timestamps: NDArray[np.float64], values: NDArray[np.float64], *, min_points: int, max_points: int
+) -> Series:
+    """A series of points that came as columns, shape (n,) each.
+
+    Raises:
+        AppError: as `read_points` does.
+    """
+    if len(values) > max_points:
+        raise _too_many(len(values), max_points)
+    if len(values) < min_points:
+        raise AppError(
+            ErrorCode.INSUFFICIENT_DATA,
+            f"{len(values)} points are fewer than the {min_points} needed",
+            [{"field": "data", "reason": f"at least {min_points} points"}],
+        )
+    _check_timestamps(timestamps)
+    _check_values(values)
+    return Series(timestamps, values)
 
 
 def read_csv(body: bytes, *, min_points: int, max_points: int) -> Series:
@@ -160,7 +173,7 @@ def read_csv(body: bytes, *, min_points: int, max_points: int) -> Series:
     try:
         rows = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
         header = next((row for row in rows if row), [])
-        if [name.strip() for name in header] != _COLUMNS:
+        if [name.strip() for name in header] != COLUMNS:
             raise AppError(
                 ErrorCode.INVALID_INPUT,
                 "the first line of the body must be `timestamp,value`",
@@ -173,8 +186,8 @@ def read_csv(body: bytes, *, min_points: int, max_points: int) -> Series:
                 # Counted, not kept: 10 MB hold far more short lines than points are allowed.
                 raise _too_many(max_points + 1 + sum(1 for more in rows if more), max_points)
             # Too few fields or too many become the errors they are in JSON.
-            point = {name: _number(text) for name, text in zip(_COLUMNS, row, strict=False)}
-            if len(row) > len(_COLUMNS):
+            point = {name: _number(text) for name, text in zip(COLUMNS, row, strict=False)}
+            if len(row) > len(COLUMNS):
                 point["column 3"] = None
             points.append(point)
     except (UnicodeDecodeError, csv.Error) as error:
@@ -262,10 +275,15 @@ def _number(text: str) -> float | str | None:
 
 
 def _too_many(points: int, max_points: int) -> AppError:
-    """The error for more points than are allowed."""
+    """The error for more points than are allowed, counted."""
+    return more_than(max_points, f"{points} points are more than the {max_points} allowed")
+
+
+def more_than(max_points: int, message: str = "") -> AppError:
+    """The error for more points than are allowed, by default without their number."""
     return AppError(
         ErrorCode.INVALID_INPUT,
-        f"{points} points are more than the {max_points} allowed",
+        message or f"there are more than the {max_points} points allowed",
         [{"field": "data", "reason": f"at most {max_points} points"}],
     )
 

@@ -38,7 +38,8 @@ from anomaly_detection.logging import request_id
 from anomaly_detection.series import Series, check_variation
 from training_api.body import CSV, read_body, read_fit
 from training_api.model_routes import model_routes
-from training_api.openapi import SeriesIdPath, errors
+from training_api.openapi import JobIdPath, SeriesIdPath, errors
+from training_api.parquet import PARQUET
 from training_api.services import DependencyState, Services
 from training_api.settings import TrainingApiSettings
 
@@ -177,9 +178,10 @@ def create_app(services: Services, settings: TrainingApiSettings) -> FastAPI:
         tags=["training"],
         summary="Learn a series",
         description="Checks the points, stores them and queues a training. The same points and parameters again are "
-        "the same job; a newer fit supersedes one that is still queued. The body is JSON or, with `Content-Type: "
-        "text/csv`, lines of `timestamp,value` under this header, with `priority` and the detector's parameters in the "
-        "query. With `Content-Encoding: gzip` it is compressed; limits are those of the body without it.",
+        "the same job; a newer fit supersedes one that is still queued. The body is JSON or, by its `Content-Type`, "
+        "CSV (lines of `timestamp,value` under this header) or Parquet (columns `timestamp` and `value`), both with "
+        "`detector`, `priority` and the detector's parameters in the query. With `Content-Encoding: gzip` it is "
+        "compressed; limits are those of the body without it.",
         responses=errors(400, 413, 415, 422, 429, 503),
         openapi_extra={
             "requestBody": {
@@ -193,6 +195,7 @@ def create_app(services: Services, settings: TrainingApiSettings) -> FastAPI:
                         "schema": {"type": "string"},
                         "examples": {"half a day of samples": {"value": FIT_EXAMPLE_CSV}},
                     },
+                    PARQUET: {"schema": {"type": "string", "format": "binary"}},
                 },
             }
         },
@@ -224,7 +227,7 @@ def create_app(services: Services, settings: TrainingApiSettings) -> FastAPI:
         return FitAccepted(job_id=job.job_id, series_id=series_id, status=job.status, links=job.links)
 
     @app.get("/jobs/{job_id}", tags=["jobs"], summary="A job", responses=errors(404, 422, 503))
-    async def get_job(job_id: UUID) -> Job:
+    async def get_job(job_id: JobIdPath) -> Job:
         job = await services.jobs.get(job_id)
         if job is None:
             raise _no_job(job_id)
@@ -251,7 +254,7 @@ def create_app(services: Services, settings: TrainingApiSettings) -> FastAPI:
         description="Repeating it is harmless: a cancelled job stays cancelled.",
         responses=errors(404, 409, 422, 503),
     )
-    async def delete_job(job_id: UUID) -> Job:
+    async def delete_job(job_id: JobIdPath) -> Job:
         job, cancelled = await services.jobs.cancel(job_id)
         if job is None:
             raise _no_job(job_id)

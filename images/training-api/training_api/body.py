@@ -1,4 +1,4 @@
-"""Bodies of `POST /fit/{series_id}`: JSON or CSV, compressed or not."""
+"""Bodies of `POST /fit/{series_id}`: JSON, CSV or Parquet, compressed or not."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import orjson
 from fastapi import Request
 from pydantic import ValidationError
 
-from anomaly_detection.contracts import FitOptions
+from anomaly_detection.contracts import MAX_TREE_POINTS, DetectorParameters, FitOptions
 from anomaly_detection.errors import AppError, ErrorCode
 from anomaly_detection.series import Series, read_csv, read_points
+from training_api.parquet import PARQUET, read_parquet
 
 CSV = "text/csv"
+_READERS = {CSV: read_csv, PARQUET: read_parquet}
 
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's way to ask for gzip's header and checksum
 
@@ -95,17 +97,29 @@ def read_fit(
 
     Args:
         body: decompressed.
-        content_type: `text/csv`, or anything else for JSON.
-        query: options of a CSV body, which has no place for them.
+        content_type: `text/csv`, `application/vnd.apache.parquet`, or anything else for JSON.
+        query: options of a body that has no place for them.
         min_points: fewest points allowed.
         max_points: most points allowed.
 
     Raises:
         AppError: what is wrong with them.
     """
-    if content_type.partition(";")[0].strip().lower() == CSV:
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type in _READERS:
         options = _options(_of_query(query))
-        return read_csv(body, min_points=min_points, max_points=max_points), options
+        series = _READERS[media_type](body, min_points=min_points, max_points=max_points)
+    else:
+        document = _document(body)
+        data = document.pop("data")
+        options = _options(document)
+        series = read_points(data, min_points=min_points, max_points=max_points)
+    _check_cost(options.parameters, len(series))
+    return series, options
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    """The object with `data` that a JSON body is."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -116,15 +130,39 @@ def read_fit(
             "the body must be an object with `data`",
             [{"field": "data", "reason": "missing"}],
         )
-    data = document.pop("data")
-    options = _options(document)
-    return read_points(data, min_points=min_points, max_points=max_points), options
+    return document
+
+
+def _check_cost(parameters: DetectorParameters, points: int) -> None:
+    """Refuse a forest that is too large.
+
+    Raises:
+        AppError: INVALID_INPUT.
+    """
+    per_tree = parameters.points_per_tree(points)
+    if parameters.n_estimators * per_tree > MAX_TREE_POINTS:
+        raise AppError(
+            ErrorCode.INVALID_INPUT,
+            f"{parameters.n_estimators} trees of {per_tree} points each are more than the {MAX_TREE_POINTS} points "
+            "allowed for a forest",
+            [
+                {
+                    "field": "parameters.max_samples",
+                    "reason": f"at most {MAX_TREE_POINTS // parameters.n_estimators} with so many trees",
+                },
+                {
+                    "field": "parameters.n_estimators",
+                    "reason": f"at most {MAX_TREE_POINTS // per_tree} with so many points each",
+                },
+            ],
+        )
 
 
 def _of_query(query: Mapping[str, str]) -> dict[str, Any]:
-    """The options in a query, in the form they have in JSON: beside `priority` there are the detector's parameters."""
-    parameters = {name: _json_or_text(text) for name, text in query.items() if name != "priority"}
-    return {"parameters": parameters} | ({"priority": query["priority"]} if "priority" in query else {})
+    """The options in a query, in the form they have in JSON: the detector's parameters stand for themselves."""
+    outside = {name: query[name] for name in ("detector", "priority") if name in query}
+    parameters = {name: _json_or_text(text) for name, text in query.items() if name not in outside}
+    return {"parameters": parameters} | outside
 
 
 def _json_or_text(text: str) -> Any:

@@ -16,22 +16,15 @@ from anomaly_detection.contracts import (
     ProductionChanged,
     PromoteRequest,
     RollbackRequest,
+    VersionNumber,
     model_name,
 )
 from training_api import models
 from training_api.openapi import SeriesIdPath, errors
 from training_api.services import Services
 
-_HIGHEST_VERSION = 2**31 - 1
-
-VersionPath = Annotated[
-    int,
-    Path(ge=1, le=_HIGHEST_VERSION, description="number of the version", openapi_examples={"x": {"value": 1}}),
-]
-VersionQuery = Annotated[
-    int,
-    Query(ge=1, le=_HIGHEST_VERSION, description="number of a version", openapi_examples={"x": {"value": 1}}),
-]
+VersionPath = Annotated[VersionNumber, Path(description="number of the version", openapi_examples={"x": {"value": 1}})]
+VersionQuery = Annotated[VersionNumber, Query(description="number of a version", openapi_examples={"x": {"value": 1}})]
 
 
 def model_routes(services: Services) -> APIRouter:

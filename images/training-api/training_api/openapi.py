@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
+from uuid import UUID
 
 from fastapi import Path
 
@@ -15,6 +16,14 @@ SeriesIdPath = Annotated[
         pattern=SERIES_ID_PATTERN,
         description="letters, digits and `_`, 1 to 128",
         openapi_examples={"x": {"value": "sensor_17_x"}},
+    ),
+]
+
+JobIdPath = Annotated[
+    UUID,
+    Path(
+        description="as `POST /fit/{series_id}` answered it",
+        openapi_examples={"x": {"value": "6f1c0f43-7d0a-4c51-9d0e-2f3a5b8c7d10"}},
     ),
 ]
 
