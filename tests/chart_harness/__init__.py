@@ -5,6 +5,7 @@ The parts, each usable without pytest:
 - `Chart`, `Scenario`, `Renderer` (`render`): run `helm template` once per distinct input and keep its answer.
 - `Manifests`, `Manifest`, `Pod`, `Container` (`objects`): the rendered objects, with selectors.
 - `SchemaStore` (`schemas`): strict validation against vendored schemas, with explanations.
+- `Origins`, `Location` (`origins`): the template line that made a field.
 - `unresolved` (`references`): what a manifest refers to and nothing provides.
 - `restricted` (`security`): what Pod Security `restricted` would refuse.
 - `Exemptions` (`exemptions`): who may break a property, why, and whether that is still needed.
@@ -14,9 +15,11 @@ The parts, each usable without pytest:
 
 from chart_harness.exemptions import Exemptions
 from chart_harness.objects import Container, Manifest, Manifests, Pod
-from chart_harness.references import Given, unresolved
+from chart_harness.origins import Location
+from chart_harness.problems import Problem
+from chart_harness.references import Given, Reference, references, unresolved
 from chart_harness.render import Chart, HelmError, Renderer, Scenario, Setup, find_helm
-from chart_harness.schemas import Problem, SchemaStore
+from chart_harness.schemas import SchemaStore
 from chart_harness.security import restricted
 
 __all__ = [
@@ -25,15 +28,18 @@ __all__ = [
     "Exemptions",
     "Given",
     "HelmError",
+    "Location",
     "Manifest",
     "Manifests",
     "Pod",
     "Problem",
+    "Reference",
     "Renderer",
     "Scenario",
     "SchemaStore",
     "Setup",
     "find_helm",
+    "references",
     "restricted",
     "unresolved",
 ]

@@ -10,6 +10,8 @@ from typing import Any, cast, overload
 
 import yaml
 
+from chart_harness.origins import Location, Origins
+
 _SOURCE = re.compile(r"^# Source: (\S+)$", re.MULTILINE)
 _USUAL_PATHS = ("", "spec.template", "spec.jobTemplate.spec.template")
 _DOCUMENT = re.compile(r"^---[ \t]*$", re.MULTILINE)
@@ -64,6 +66,11 @@ class Container:
     def id(self) -> str:
         """`Kind/object/container`, the same in every scenario."""
         return f"{self.pod.id}/{self.name}"
+
+    @property
+    def path(self) -> str:
+        """Where in the pod's spec: `containers[api]`."""
+        return f"{'initContainers' if self.init else 'containers'}[{self.name}]"
 
     @property
     def sidecar(self) -> bool:
@@ -147,12 +154,23 @@ class Manifest(Mapping[str, Any]):
         raw: the object as rendered.
         source: the template that made it, relative to the chart (`charts/x/templates/deployment.yaml`).
         scenario: name of the scenario it was rendered for.
+        document: the text it was read from, as helm printed it.
+        origins: knows the template lines of its rendering; None for an object that no `Renderer` made.
     """
 
-    def __init__(self, raw: Mapping[str, Any], source: str = "", scenario: str = "") -> None:
+    def __init__(
+        self,
+        raw: Mapping[str, Any],
+        source: str = "",
+        scenario: str = "",
+        document: str = "",
+        origins: Origins | None = None,
+    ) -> None:
         self.raw = raw
         self.source = source
         self.scenario = scenario
+        self.document = document
+        self.origins = origins
 
     def __getitem__(self, key: str) -> Any:
         return self.raw[key]
@@ -220,6 +238,16 @@ class Manifest(Mapping[str, Any]):
             node = node[key]
         return node
 
+    def locate(self, path: str = "") -> Location | None:
+        """The template line that made a field (`spec.ports[0].name`); the nearest one for a field that is not there.
+
+        The first call for a rendering runs helm again, on a marked copy of the chart.
+
+        Returns:
+            None for an object that no `Renderer` made.
+        """
+        return self.origins.locate(self, path) if self.origins else None
+
     def walk(self) -> Iterator[tuple[str, Any]]:
         """Every value of the object with its path (`spec.ports[0].name`), mappings and lists included."""
         yield from _walk(self.raw, "")
@@ -264,8 +292,14 @@ class Manifests(Sequence[Manifest]):
         self.scenario = scenario
 
     @classmethod
-    def parse(cls, text: str, scenario: str = "") -> Manifests:
-        """Objects of a multi-document text as `helm template` prints it; documents without content are skipped."""
+    def parse(cls, text: str, scenario: str = "", origins: Origins | None = None) -> Manifests:
+        """Objects of a multi-document text as `helm template` prints it; documents without content are skipped.
+
+        Args:
+            text: what helm printed.
+            scenario: name of the scenario.
+            origins: what knows the template lines of the text.
+        """
         found = []
         for document in _DOCUMENT.split(text):
             match = _SOURCE.search(document)
@@ -279,7 +313,7 @@ class Manifests(Sequence[Manifest]):
             if not isinstance(raw, Mapping):
                 raise AssertionError(f"{source} renders to a {type(raw).__name__}, not an object")
             # Helm prefixes the source with the chart's name, which says nothing inside one chart.
-            found.append(Manifest(raw, source.partition("/")[2], scenario))
+            found.append(Manifest(raw, source.partition("/")[2], scenario, document, origins))
         return cls(found, text, scenario)
 
     @overload

@@ -20,14 +20,17 @@ A `conftest.py` says what to render:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from chart_harness.objects import Container, Manifest, Manifests, Pod
-from chart_harness.render import Chart, Renderer, Scenario, Setup, find_helm
+from chart_harness.origins import line_of
+from chart_harness.render import Chart, HelmError, Renderer, Scenario, Setup, find_helm
 
 SWEPT = ("scenario", "manifests", "manifest", "pod", "container")
 
@@ -102,6 +105,58 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     chart = session.config.stash.get(SESSION, None)
     if chart is not None and chart._renderer is not None and not hasattr(session.config, "workerinput"):
         chart._renderer.prune()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Below a failure: the template lines of the object, pod or container it is about, and of the fields it names."""
+    report = yield
+    if report.when == "call" and report.failed and call.excinfo is not None:
+        arguments = getattr(item, "funcargs", {})
+        subject = next((arguments[name] for name in ("manifest", "pod", "container") if name in arguments), None)
+        if isinstance(subject, Manifest | Pod | Container):
+            try:
+                # The statement that failed and its message; the rest of a traceback shows whole objects.
+                shown = [line for line in report.longreprtext.splitlines() if line.startswith((">", "E"))]
+                lines = template_lines(subject, "\n".join(shown))
+            except (HelmError, OSError, yaml.YAMLError) as error:
+                lines = [f"not known: {error}"]
+            if lines:
+                report.sections.append(("template lines", "\n".join(lines)))
+    return report
+
+
+_FIELD = re.compile(r"[A-Za-z][\w-]*(?:(?:\.[A-Za-z_][\w/-]*)|\[[\w.-]+\])+")
+
+
+def template_lines(subject: Manifest | Pod | Container, text: str) -> list[str]:
+    """Where an object and the fields of it that a text names were made.
+
+    Args:
+        subject: what a failed test was about.
+        text: the failure; what looks like the path of a field (`spec.ports[0].name`) is looked up.
+
+    Returns:
+        One line for each, the subject's own first; none for an object that no `Renderer` made.
+    """
+    pod = subject.pod if isinstance(subject, Container) else subject if isinstance(subject, Pod) else None
+    manifest = pod.owner if pod else subject
+    assert isinstance(manifest, Manifest)
+    base = pod.path if pod else ""
+    if isinstance(subject, Container):
+        base = f"{base}.spec.{subject.path}".lstrip(".")
+    paths = {base: subject.id}
+    for path in _FIELD.findall(text):
+        # A test on a pod or container names fields below it.
+        whole = next((p for p in (path, f"{base}.{path}".lstrip(".")) if line_of(manifest.document, p)[1]), None)
+        if whole:
+            paths.setdefault(whole, whole)
+        elif path.startswith(("spec.", "metadata.")):
+            paths.setdefault(path, f"{path} (not there)")
+    found = {title: manifest.locate(path) for path, title in paths.items()}
+    return [f"{title}: {location}" for title, location in found.items() if location]
 
 
 class _Refused:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import cached_property
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from chart_harness.objects import Manifests
+from chart_harness.origins import Marked, Origins
 
 _FORMAT = 1
 """Version of the cache's layout; part of every key."""
@@ -70,6 +71,10 @@ class Chart:
             folders[:] = sorted(name for name in folders if not _ignored(rules, base / name, is_folder=True))
             found += [base / name for name in sorted(names) if not _ignored(rules, base / name, is_folder=False)]
         return tuple(found)
+
+    def read(self, file: str | Path) -> str:
+        """The text of one of its files, by its path in the chart."""
+        return (self.path / file).read_text()
 
     @cached_property
     def digest(self) -> str:
@@ -207,7 +212,8 @@ class Renderer:
         """
         key = (self.key(chart, scenario), scenario.name)
         if key not in self._parsed:
-            self._parsed[key] = Manifests.parse(self.text(chart, scenario), scenario.name)
+            text = self.text(chart, scenario)
+            self._parsed[key] = Manifests.parse(text, scenario.name, self._origins(chart, scenario))
         return self._parsed[key]
 
     def text(self, chart: Chart, scenario: Scenario, *, fresh: bool = False) -> str:
@@ -218,16 +224,42 @@ class Renderer:
         """
         key = self.key(chart, scenario)
         if fresh:
-            output, error = self._run(chart, scenario)
+            output, error = self._run(chart.path, scenario)
         else:
             if key not in self._answers:
-                self._answers[key] = self._shared(key, chart, scenario)
+                self._answers[key] = self._shared(key, lambda: self._run(chart.path, scenario))
             output, error = self._answers[key]
         if error:
             raise HelmError(f"helm does not render {chart.path.name} for «{scenario.name}»:\n{error}")
         return output
 
-    def _shared(self, key: str, chart: Chart, scenario: Scenario) -> tuple[str, str]:
+    def _origins(self, chart: Chart, scenario: Scenario) -> Origins:
+        """What knows the template lines of a rendering; reads and runs nothing until it is asked."""
+        key = self.key(chart, scenario)
+
+        def output(marked: Marked, level: int) -> str:
+            marked_key = hashlib.sha256(f"{key}\0marked {level}".encode()).hexdigest()
+            return self._shared(marked_key, lambda: self._run_marked(chart, scenario, marked))[0]
+
+        return Origins(chart, output)
+
+    def _run_marked(self, chart: Chart, scenario: Scenario, marked: Marked) -> tuple[str, str]:
+        """What helm prints for a copy of the chart with marked templates; with marks it need not be valid YAML."""
+        with tempfile.TemporaryDirectory(prefix="chart-harness-") as folder:
+            copy = Path(folder) / chart.path.name
+            for file in chart.files:
+                target = copy / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                text = marked.texts.get(file.as_posix())
+                if text is None:
+                    shutil.copyfile(chart.path / file, target)
+                else:
+                    target.write_text(text)
+            # With --debug helm prints what it rendered even where it then cannot read it.
+            done = self._helm(copy, scenario, "--debug")
+        return done.stdout, ""
+
+    def _shared(self, key: str, run: Callable[[], tuple[str, str]]) -> tuple[str, str]:
         """The answer on disk, made under a lock when it is not there yet."""
         file = self.cache / key[:2] / f"{key}.json"
         if not file.exists():
@@ -235,7 +267,7 @@ class Renderer:
             with file.with_suffix(".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not file.exists():
-                    answer = self._run(chart, scenario)
+                    answer = run()
                     with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False) as part:
                         json.dump(answer, part)
                     os.replace(part.name, file)
@@ -244,8 +276,8 @@ class Renderer:
         output, error = json.loads(file.read_text())
         return output, error
 
-    def _run(self, chart: Chart, scenario: Scenario) -> tuple[str, str]:
-        command = [str(self.helm), "template", scenario.release, str(chart.path), "--include-crds"]
+    def _helm(self, chart: Path, scenario: Scenario, *options: str) -> subprocess.CompletedProcess[str]:
+        command = [str(self.helm), "template", scenario.release, str(chart), "--include-crds", *options]
         command += ["--namespace", scenario.namespace, "--kube-version", scenario.kube_version]
         for file in scenario.values:
             command += ["--values", str(file)]
@@ -266,10 +298,14 @@ class Renderer:
             check=False,
             timeout=120,
         )
-        if done.returncode == 0:
-            return done.stdout, ""
         if done.returncode < 0:  # killed; says nothing about the chart, so it must not be remembered
             raise HelmError(f"helm was ended by signal {-done.returncode}")
+        return done
+
+    def _run(self, chart: Path, scenario: Scenario) -> tuple[str, str]:
+        done = self._helm(chart, scenario)
+        if done.returncode == 0:
+            return done.stdout, ""
         return "", readable_error(done.stderr) or f"helm ended with code {done.returncode} and said nothing"
 
     def prune(self) -> None:

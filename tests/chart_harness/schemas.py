@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,7 @@ import jsonschema
 import jsonschema_rs
 
 from chart_harness.objects import Manifest
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with an object.
-
-    Attributes:
-        path: where, as dotted keys with list positions; empty for the object itself.
-        message: what.
-    """
-
-    path: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.message}" if self.path else self.message
+from chart_harness.problems import Problem
 
 
 class SchemaStore:
@@ -67,15 +51,15 @@ class SchemaStore:
 
     def problems(self, manifest: Manifest | Mapping[str, Any]) -> list[Problem]:
         """What is wrong with an object; empty when it is valid. An unknown kind is a problem."""
-        raw = manifest.raw if isinstance(manifest, Manifest) else manifest
+        raw, known = (manifest.raw, manifest) if isinstance(manifest, Manifest) else (manifest, None)
         kind = f"{raw.get('apiVersion')}/{raw.get('kind')}"
         if kind not in self._documents:
-            return [Problem("", f"no schema for {kind}{_suggestion(kind, self.kinds)}")]
+            return [Problem("", f"no schema for {kind}{_suggestion(kind, self.kinds)}", known)]
         if kind not in self._validators:
             self._validators[kind] = jsonschema_rs.Draft7Validator(self.schema(kind), validate_formats=True)
         if self._validators[kind].is_valid(raw):
             return []
-        return list(self._explained(kind, raw))
+        return [Problem(found.path, found.message, known) for found in self._explained(kind, raw)]
 
     def _explained(self, kind: str, raw: Mapping[str, Any]) -> Iterator[Problem]:
         """The same refusal in words; `jsonschema` tells more, and is only asked when there is something to tell."""

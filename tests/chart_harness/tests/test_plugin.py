@@ -80,3 +80,28 @@ def test_a_scenario_that_does_not_render_fails_its_tests_with_helms_message(
     result.assert_outcomes(passed=6, errors=3)
     result.stdout.fnmatch_lines(["*helm does not render fixture_chart for «two»*", "*replicas must not be negative*"])
     result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_a_failure_names_the_template_lines(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
+        test_fails="""
+import pytest
+
+@pytest.mark.kinds("Deployment")
+def test_object(manifest):
+    assert manifest.at("spec.replicas") == 7, manifest
+
+def test_container(container):
+    assert not container.spec["image"], "securityContext.capabilities: too many"
+"""
+    )
+    result = suite.runpytest_subprocess("test_fails.py", "-p", "no:cacheprovider")
+    result.stdout.fnmatch_lines(
+        [
+            "*- template lines -*",
+            "Deployment/web: templates/web.yaml:2",
+            "spec.replicas: templates/web.yaml:7",
+            "Deployment/web/prepare: templates/web.yaml:19",
+            "*containers?prepare?.securityContext.capabilities: templates/web.yaml:21",
+        ]
+    )

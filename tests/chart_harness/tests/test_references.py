@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from chart_harness import Chart, Exemptions, Given, Manifests, Renderer, Scenario, restricted, unresolved
+from chart_harness import Chart, Exemptions, Given, Manifests, Renderer, Scenario, references, restricted, unresolved
+from chart_harness.objects import load_yaml
 
 POD = """---
 # Source: c/templates/pod.yaml
@@ -26,8 +29,8 @@ def test_the_fixture_chart_is_whole(empty_renderer: Renderer, fixture_files: Cha
 def test_a_selector_that_matches_nothing_is_found(empty_renderer: Renderer, fixture_files: Chart) -> None:
     objects = empty_renderer.render(fixture_files, Scenario("base", overrides={"label": "other"}))
     problems = {manifest.id: unresolved(manifest, objects, Given()) for manifest in objects}
-    assert problems["Deployment/web"] == ["spec.selector: its own pods do not carry app=web"]
-    assert problems["Service/web"] == ["spec.selector: no pod carries app=web"]
+    assert problems["Deployment/web"] == ["spec.selector: its own pods do not carry app=web (templates/web.yaml:8)"]
+    assert problems["Service/web"] == ["spec.selector: no pod carries app=web (templates/web.yaml:37)"]
 
 
 @pytest.mark.parametrize(
@@ -37,14 +40,18 @@ def test_a_selector_that_matches_nothing_is_found(empty_renderer: Renderer, fixt
         (
             "restartPolicy: Never",
             "env: [{name: A, valueFrom: {secretKeyRef: {name: known, key: absent}}}]",
-            "container main, env A: the Secret known has no key absent (it has key)",
+            "spec.containers[main].env[A].valueFrom.secretKeyRef: the Secret known has no key absent (it has key)",
         ),
         (
             "restartPolicy: Never",
             "env: [{name: A, valueFrom: {secretKeyRef: {name: other, key: key}}}]",
-            "container main, env A: there is no Secret other",
+            "env[A].valueFrom.secretKeyRef: there is no Secret other",
         ),
-        ("restartPolicy: Never", "envFrom: [{configMapRef: {name: other}}]", "envFrom: there is no ConfigMap other"),
+        (
+            "restartPolicy: Never",
+            "envFrom: [{configMapRef: {name: other}}]",
+            "envFrom[0].configMapRef: there is no ConfigMap other",
+        ),
         (
             "volumes: [{name: v, persistentVolumeClaim: {claimName: other}}]",
             "volumeMounts: [{name: v, mountPath: /v}]",
@@ -55,12 +62,28 @@ def test_a_selector_that_matches_nothing_is_found(empty_renderer: Renderer, fixt
             "volumeMounts: [{name: v, mountPath: /v}]",
             "projected.sources[0].secret: there is no Secret other",
         ),
+        (
+            "imagePullSecrets: [{name: other}]",
+            "image: a",
+            "spec.imagePullSecrets[0]: there is no Secret other",
+        ),
+        ("priorityClassName: high", "image: a", "spec.priorityClassName: there is no PriorityClass high"),
+        (
+            "volumes: [{name: v, secret: {secretName: known}}]",
+            "volumeMounts: [{name: v, mountPath: /v, subPath: absent}]",
+            "volumeMounts[v].subPath: the Secret known has no key absent",
+        ),
+        (
+            "restartPolicy: Never",
+            "env: [{name: A, value: $(B)}, {name: B, value: b}]",
+            "spec.containers[main].env[A].value: it uses $(B), which is not set before it",
+        ),
         ("volumes: [{name: v, emptyDir: {}}]", "image: a", "no container mounts the volume v"),
         ("restartPolicy: Never", "volumeMounts: [{name: v, mountPath: /v}]", "mounts the volume v, which the pod does"),
         (
             "restartPolicy: Never",
             "livenessProbe: {httpGet: {port: http}}",
-            "livenessProbe: it has no port named http (it has none)",
+            "livenessProbe.httpGet.port: it has no port named http (it has none)",
         ),
     ],
 )
@@ -94,6 +117,52 @@ def test_an_object_that_points_nowhere_is_found(text: str, problem: str) -> None
     objects = Manifests.parse(f"---\n# Source: c/templates/a.yaml\n{text}\n")
     problems = unresolved(objects[0], objects, Given())
     assert any(problem in found for found in problems), problems
+
+
+CASES: dict[str, dict[str, str]] = load_yaml(Path(__file__).with_name("references.yaml").read_text())
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=[name.replace(" ", "-") for name in CASES])
+def test_a_right_name_passes_and_a_wrong_one_is_found(case: dict[str, str]) -> None:
+    main = (
+        "kind: Pod\nmetadata: {name: main, labels: {app: main}}\n"
+        "spec: {containers: [{name: c, ports: [{name: http, containerPort: 80}]}]}\n"
+    )
+    given = Given(objects=("StorageClass/fast",), pods=({"istio": "ingress"},))
+
+    def found(name: str) -> list[str]:
+        parts = [case["refers"].replace("NAME", name), main, case.get("beside", "")]
+        objects = Manifests.parse("".join(f"---\n# Source: c/templates/a.yaml\n{part}" for part in parts))
+        return unresolved(objects[0], objects, given)
+
+    assert found(case["right"]) == []
+    assert any(case["problem"] in sentence for sentence in found(case["wrong"])), found(case["wrong"])
+
+
+def test_what_is_in_another_namespace_is_not_for_this_chart_to_know() -> None:
+    objects = Manifests.parse(
+        "---\nkind: VirtualService\nmetadata: {name: a, namespace: n}\n"
+        "spec: {gateways: [istio/public], http: [{route: [{destination: {host: web.other.svc.cluster.local}},"
+        " {destination: {host: www.example.org}}]}]}\n"
+        "---\nkind: ServiceMonitor\nmetadata: {name: a, namespace: n}\n"
+        "spec: {namespaceSelector: {matchNames: [other]}, selector: {matchLabels: {app: b}}}\n"
+    )
+    assert [problem for manifest in objects for problem in unresolved(manifest, objects, Given())] == []
+
+
+def test_references_say_what_they_lead_to(empty_renderer: Renderer, fixture_files: Chart) -> None:
+    objects = empty_renderer.render(fixture_files, Scenario("base"))
+    found = {
+        (manifest.id, target)
+        for manifest in objects
+        for reference in references(manifest, objects, Given())
+        for target in reference.targets
+    }
+    assert found == {
+        ("Deployment/web", "ConfigMap/web"),
+        ("Deployment/web", "ServiceAccount/default"),
+        ("Service/web", "Deployment/web"),
+    }
 
 
 def test_restricted_accepts_the_fixture_and_refuses_each_weakness(
