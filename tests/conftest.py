@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from chart_harness import Scenario, Setup
 from ci import paths
+from template_scenarios import REFUSALS, TEMPLATE_SCENARIOS
 
 pytest_plugins = ("chart_harness.plugin",)
 
@@ -28,4 +29,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_chart_harness(config: pytest.Config) -> Setup:
     """Render the umbrella chart, with the helm that `make up` and `make test` install."""
-    return Setup(chart=paths.REPOSITORY, scenarios=scenarios(), helm=[paths.BIN / "helm"])
+    covering = [
+        Scenario(name, overrides=values, release=RELEASE, namespace=NAMESPACE)
+        for name, values in TEMPLATE_SCENARIOS.items()
+    ]
+    refusals = [
+        (Scenario(name, overrides=values, release=RELEASE, namespace=NAMESPACE), message)
+        for name, (values, message) in REFUSALS.items()
+    ]
+    return Setup(
+        chart=paths.REPOSITORY,
+        scenarios=[*scenarios(), *covering],
+        helm=[paths.BIN / "helm"],
+        refusals=refusals,
+    )

@@ -174,12 +174,14 @@ class Setup:
     Attributes:
         chart: the chart's folder.
         scenarios: ways to render it; the first is the one `render(...)` builds on.
+        refusals: scenarios that must not render, each with what helm's message must contain.
         helm: where to look for helm before PATH.
     """
 
     chart: Path
     scenarios: Sequence[Scenario]
     helm: Sequence[Path] = field(default_factory=tuple)
+    refusals: Sequence[tuple[Scenario, str]] = ()
 
 
 class Renderer:
