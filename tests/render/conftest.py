@@ -35,6 +35,12 @@ def schemas() -> SchemaStore:
 
 
 @pytest.fixture(scope="session")
+def schemas_by_version(schemas: SchemaStore) -> dict[str, SchemaStore]:
+    """The same for each Kubernetes the chart supports, by its version."""
+    return {version: schemas.at(kubernetes=version) for version in schemas.versions("kubernetes")}
+
+
+@pytest.fixture(scope="session")
 def exemptions() -> Exemptions:
     """Who may break a property, and why."""
     return Exemptions(load_yaml(EXEMPTIONS.read_text()) or {})
