@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from chart_harness import Chart, Exemptions, Manifest, Manifests, SchemaStore
 from chart_harness.objects import load_yaml
@@ -57,18 +58,29 @@ def test_objects_belong_to_the_release(manifest: Manifest, exemptions: Exemption
     exemptions.check("owner", manifest.id, problems)
 
 
-def test_the_seeds_names_are_kept(manifests: Manifests) -> None:
-    """The commands that users of the seed know keep working."""
-    for name, ports in {
-        "mlflow-server": {5000},
-        "rabbitmq": {5672, 15672, 15692},
-        "training-api": {8030},
-        "ray-serve": {8000, 8265},
-    }.items():
-        service = manifests.one("Service", name)
-        assert ports <= {port["port"] for port in service["spec"]["ports"]}, service
-    manifests.one("RayService", "anomaly-detector")
-    manifests.one("Deployment", "training-worker")
+def test_the_seeds_names_are_kept(manifests: Manifests, scenario_values: Callable[[str], dict[str, Any]]) -> None:
+    """The commands that users of the seed know keep working, for every part that is not switched off."""
+    values = scenario_values(manifests.scenario)
+
+    def enabled(*path: str) -> bool:
+        node: Any = values
+        for key in path:
+            node = node.get(key, {})
+        return node.get("enabled", True) is not False
+
+    for part, kind, name, ports in (
+        (("mlflow", "server"), "Service", "mlflow-server", {5000}),
+        (("rabbitmq",), "Service", "rabbitmq", {5672, 15672, 15692}),
+        (("training-api",), "Service", "training-api", {8030}),
+        (("training-worker",), "Deployment", "training-worker", set()),
+        (("ray-serve",), "Service", "ray-serve", {8000, 8265}),
+        (("ray-serve",), "RayService", "anomaly-detector", set()),
+    ):
+        if enabled(*part):
+            found = manifests.one(kind, name)
+            assert ports <= {port["port"] for port in found["spec"].get("ports", [])}, found
+        else:
+            assert manifests.find(kind, name) is None, f"{name} is switched off"
 
 
 def test_hooks_clean_up_before_they_run_again(manifest: Manifest) -> None:
