@@ -115,6 +115,11 @@ def scenarios() -> list[Scenario]:
     return found
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a test that compares a document with the chart write it instead."""
+    parser.addoption("--write-docs", action="store_true", help="write the tables of docs/network.md anew")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Make the marker of the live tests known."""
     config.addinivalue_line("markers", "live: needs the cluster that `make up` starts")
