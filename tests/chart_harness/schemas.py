@@ -19,23 +19,52 @@ from chart_harness.problems import Problem
 class SchemaStore:
     """Schemas of a folder; a definition named `apiVersion/kind` is the schema of that kind.
 
+    A file is called `PRODUCT-VERSION.json` and has `definitions`. A file with a `base` (another file's name) holds only
+    what differs from it, null for a definition that is gone. Of a product with several files the one without a base
+    counts, unless `versions` says otherwise.
+
     Args:
-        folder: `*.json` files, each with `definitions`.
+        folder: the folder of the files.
+        versions: product -> version, for a product whose other version is wanted.
+
+    Raises:
+        ValueError: there is no such version.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, versions: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self._chosen = dict(versions or {})
         self._validators: dict[str, jsonschema_rs.Validator] = {}
+        for product, version in self._chosen.items():
+            if version not in self.versions(product):
+                known = ", ".join(self.versions(product)) or "none"
+                raise ValueError(f"no schemas of {product} {version}; there are: {known}")
+
+    def versions(self, product: str) -> list[str]:
+        """Versions of a product in the folder, oldest first."""
+        names = (file.stem.rpartition("-") for file in self.folder.glob(f"{product}-*.json"))
+        found = [version for name, _, version in names if name == product]
+        return sorted(found, key=lambda version: [int(part) for part in version.split(".")])
+
+    def at(self, **versions: str) -> SchemaStore:
+        """The same schemas at other versions: `store.at(kubernetes="1.36.3")`."""
+        return SchemaStore(self.folder, {**self._chosen, **versions})
 
     @cached_property
     def _documents(self) -> dict[str, Mapping[str, Any]]:
-        """Kind -> the document that defines it."""
+        """Kind -> the definitions among which its own is."""
         kinds: dict[str, Mapping[str, Any]] = {}
         for file in sorted(self.folder.glob("*.json")):
             document = json.loads(file.read_text())
-            for name in document["definitions"]:
-                if "/" in name:
-                    kinds[name] = document
+            product, _, version = file.stem.rpartition("-")
+            base = document.get("base")
+            if version != self._chosen.get(product, version) or (base and product not in self._chosen):
+                continue
+            definitions = document["definitions"]
+            if base:
+                both = {**json.loads((self.folder / base).read_text())["definitions"], **definitions}
+                definitions = {name: schema for name, schema in both.items() if schema is not None}
+            kinds |= dict.fromkeys((name for name in definitions if "/" in name), definitions)
         return kinds
 
     @property
@@ -47,7 +76,7 @@ class SchemaStore:
         """The whole schema of a kind (`apps/v1/Deployment`), with its definitions."""
         # A pointer writes the "/" of a name as "~1".
         pointer = "#/definitions/" + kind.replace("~", "~0").replace("/", "~1")
-        return {"$ref": pointer, "definitions": self._documents[kind]["definitions"]}
+        return {"$ref": pointer, "definitions": self._documents[kind]}
 
     def problems(self, manifest: Manifest | Mapping[str, Any]) -> list[Problem]:
         """What is wrong with an object; empty when it is valid. An unknown kind is a problem."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,12 @@ def schemas() -> SchemaStore:
 
 
 @pytest.fixture(scope="session")
+def schemas_by_version(schemas: SchemaStore) -> dict[str, SchemaStore]:
+    """The same for each Kubernetes the chart supports, by its version."""
+    return {version: schemas.at(kubernetes=version) for version in schemas.versions("kubernetes")}
+
+
+@pytest.fixture(scope="session")
 def exemptions() -> Exemptions:
     """Who may break a property, and why."""
     return Exemptions(load_yaml(EXEMPTIONS.read_text()) or {})
@@ -60,10 +66,14 @@ def made_secrets() -> Callable[[Manifests], dict[str, set[str]]]:
 
 
 def own_secrets(values: Any) -> set[str]:
-    """Names of Secrets that the user of a values file has made: every `existingSecret`."""
+    """Names of Secrets that the user of the values has made: `existingSecret`, those of extra volumes and sources."""
+    if isinstance(values, list):
+        return set().union(*(own_secrets(value) for value in values))
     if not isinstance(values, dict):
         return set()
-    named = {values["existingSecret"]} if values.get("existingSecret") else set()
+    named = {values[key] for key in ("existingSecret", "secretName") if values.get(key)}
+    if "secretRef" in values:
+        named.add(values["secretRef"]["name"])
     return named.union(*(own_secrets(value) for value in values.values()))
 
 
@@ -87,14 +97,25 @@ def given(
 
 @pytest.fixture(scope="session")
 def scenario_values(pytestconfig: pytest.Config) -> Callable[[str], dict[str, Any]]:
-    """The content of a scenario's last values file."""
-    files = {
-        scenario.name: scenario.values
-        for scenario in pytestconfig.hook.pytest_chart_harness(config=pytestconfig).scenarios
-    }
+    """What a scenario says on top of the chart's defaults: its values files and its overrides."""
+    setup = pytestconfig.hook.pytest_chart_harness(config=pytestconfig)
+    scenarios = {scenario.name: scenario for scenario in setup.scenarios}
 
     @functools.cache
     def content(name: str) -> dict[str, Any]:
-        return load_yaml(files[name][-1].read_text()) if files[name] else {}
+        values: dict[str, Any] = {}
+        for file in scenarios[name].values:
+            values = merged(values, load_yaml(file.read_text()))
+        return merged(values, scenarios[name].overrides)
 
     return content
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Values over values, maps key by key, as helm does it."""
+    result = dict(below)
+    for key, value in above.items():
+        under = result.get(key)
+        both = isinstance(under, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(under, value) if both else value  # type: ignore[arg-type]
+    return result

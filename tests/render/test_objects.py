@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from chart_harness import Exemptions, Manifest, Manifests, SchemaStore
+from chart_harness import Chart, Exemptions, Manifest, Manifests, SchemaStore
+from chart_harness.objects import load_yaml
 from ci.cluster import programs
 
 NAMESPACE = "ml-dev"
@@ -12,17 +16,29 @@ OWNER_LABELS = {"app.kubernetes.io/instance": "ads", "app.kubernetes.io/managed-
                 "app.kubernetes.io/part-of": "anomaly-detection-system"}  # fmt: skip
 
 
-def test_objects_are_valid(manifest: Manifest, schemas: SchemaStore) -> None:
-    """Against Kubernetes' own schema, or that of the custom resource definition; unknown kinds and fields fail."""
-    problems = schemas.problems(manifest)
-    assert not problems, f"{manifest.id} ({manifest.source})\n" + "\n".join(f"  - {problem}" for problem in problems)
+def test_objects_are_valid(manifest: Manifest, schemas_by_version: Mapping[str, SchemaStore]) -> None:
+    """Against the schema of every supported Kubernetes, or of the custom resource; unknown kinds and fields fail."""
+    problems: dict[str, list[str]] = {}
+    for version, schemas in schemas_by_version.items():
+        for problem in schemas.problems(manifest):
+            problems.setdefault(str(problem), []).append(version)
+    assert not problems, f"{manifest.id} ({manifest.source})\n" + "\n".join(
+        f"  - {problem} (Kubernetes {', '.join(versions)})" for problem, versions in problems.items()
+    )
 
 
 def test_the_schemas_are_those_of_the_cluster(schemas: SchemaStore) -> None:
-    """`make up` runs the versions that the manifests are validated against."""
+    """`make up` runs one of the versions that the manifests are validated against."""
+    assert programs.kubernetes_version() in schemas.versions("kubernetes")
     kuberay = programs.module_version("kubernetes", "github.com/ray-project/kuberay/ray-operator")
-    expected = {f"kubernetes-{programs.kubernetes_version()}.json", f"kuberay-{kuberay}.json"}
-    assert {file.name for file in schemas.folder.glob("*.json")} == expected
+    assert schemas.versions("kuberay") == [kuberay]
+
+
+def test_there_are_schemas_of_every_supported_kubernetes(schemas: SchemaStore, chart: Chart) -> None:
+    """From the version that Chart.yaml asks for on, every minor one, without a gap."""
+    (oldest,) = re.findall(r">=\s*1\.(\d+)", load_yaml((chart.path / "Chart.yaml").read_text())["kubeVersion"])
+    minors = [int(version.split(".")[1]) for version in schemas.versions("kubernetes")]
+    assert minors == list(range(int(oldest), int(oldest) + len(minors)))
 
 
 def test_no_two_objects_share_a_name(manifests: Manifests) -> None:
@@ -42,18 +58,29 @@ def test_objects_belong_to_the_release(manifest: Manifest, exemptions: Exemption
     exemptions.check("owner", manifest.id, problems)
 
 
-def test_the_seeds_names_are_kept(manifests: Manifests) -> None:
-    """The commands that users of the seed know keep working."""
-    for name, ports in {
-        "mlflow-server": {5000},
-        "rabbitmq": {5672, 15672, 15692},
-        "training-api": {8030},
-        "ray-serve": {8000, 8265},
-    }.items():
-        service = manifests.one("Service", name)
-        assert ports <= {port["port"] for port in service["spec"]["ports"]}, service
-    manifests.one("RayService", "anomaly-detector")
-    manifests.one("Deployment", "training-worker")
+def test_the_seeds_names_are_kept(manifests: Manifests, scenario_values: Callable[[str], dict[str, Any]]) -> None:
+    """The commands that users of the seed know keep working, for every part that is not switched off."""
+    values = scenario_values(manifests.scenario)
+
+    def enabled(*path: str) -> bool:
+        node: Any = values
+        for key in path:
+            node = node.get(key, {})
+        return node.get("enabled", True) is not False
+
+    for part, kind, name, ports in (
+        (("mlflow", "server"), "Service", "mlflow-server", {5000}),
+        (("rabbitmq",), "Service", "rabbitmq", {5672, 15672, 15692}),
+        (("training-api",), "Service", "training-api", {8030}),
+        (("training-worker",), "Deployment", "training-worker", set()),
+        (("ray-serve",), "Service", "ray-serve", {8000, 8265}),
+        (("ray-serve",), "RayService", "anomaly-detector", set()),
+    ):
+        if enabled(*part):
+            found = manifests.one(kind, name)
+            assert ports <= {port["port"] for port in found["spec"].get("ports", [])}, found
+        else:
+            assert manifests.find(kind, name) is None, f"{name} is switched off"
 
 
 def test_hooks_clean_up_before_they_run_again(manifest: Manifest) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from chart_harness import Container, Exemptions, Given, Manifest, Manifests, Pod, unresolved
+from chart_harness.network import addresses
 
 ManifestsOf = Callable[[Manifest | Pod | Container], Manifests]
 GivenTo = Callable[[Manifest | Pod | Container], Given]
@@ -37,21 +37,6 @@ def test_every_address_is_a_service(
         elif port is not None and port not in services[host]:
             problems.append(f"{name}: the Service {host} has no port {port} (it has {sorted(services[host])})")
     exemptions.check("addresses", container.id, problems)
-
-
-def addresses(container: Container) -> list[tuple[str, str, int | None]]:
-    """Variable, host and port of every address in a container's environment."""
-    values = {name: str(entry["value"]) for name, entry in container.env.items() if "value" in entry}
-    found: list[tuple[str, str, int | None]] = []
-    for name, value in values.items():
-        if name.endswith("_HOST") and value:
-            port = values.get(name.removesuffix("_HOST") + "_PORT", "")
-            found.append((name, value, int(port) if port.isdigit() else None))
-        elif "://" in value and not value.startswith("s3:"):
-            url = urlsplit(value)
-            if url.hostname and not url.hostname.startswith("$"):
-                found.append((name, url.hostname, url.port))
-    return found
 
 
 def test_exemptions_name_what_exists(exemptions: Exemptions, renderings: list[Manifests]) -> None:

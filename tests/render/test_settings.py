@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from chart_harness import Container, Manifests
@@ -62,20 +63,33 @@ def image_code() -> Iterator[None]:
 
 
 def main_containers(manifests: Manifests, owner: str) -> list[Container]:
-    """The containers that run a service."""
+    """The containers that run a service; none where it is switched off."""
     kind, _, name = owner.partition("/")
-    return [c for pod in manifests.one(kind, name).pods for c in pod.containers if not c.init]
+    found = manifests.find(kind, name)
+    return [c for pod in found.pods for c in pod.containers if not c.init] if found else []
+
+
+def extra_variables(values: Any) -> set[str]:
+    """Variables that the user of the values adds; they are the user's business."""
+    if not isinstance(values, dict):
+        return set()
+    own = {variable["name"] for variable in values.get("extraEnv", [])}
+    return own.union(*(extra_variables(value) for value in values.values()))
 
 
 @pytest.mark.parametrize("owner", SERVICES)
-def test_what_is_set_is_read(renderings: list[Manifests], owner: str) -> None:
+def test_what_is_set_is_read(
+    renderings: list[Manifests], owner: str, scenario_values: Callable[[str], dict[str, Any]]
+) -> None:
     read = settings_of(*SERVICES[owner])
     assert read, f"no settings found for {owner}"
+    assert any(main_containers(manifests, owner) for manifests in renderings), f"no scenario has {owner}"
     for manifests in renderings:
+        extra = extra_variables(scenario_values(manifests.scenario))
         for container in main_containers(manifests, owner):
             unread = {
                 name
-                for name in container.env.keys() - read - READ_BY_LIBRARIES.keys()
+                for name in container.env.keys() - read - READ_BY_LIBRARIES.keys() - extra
                 if not (name.startswith("RAY_") and owner.startswith("RayService"))
             }
             assert not unread, f"{manifests.scenario}: {container.id}: set, but not read: {sorted(unread)}"

@@ -5,6 +5,10 @@
 Reads the module cache (and lets `go` fill it when a module is missing), so that a schema is always that of an exact
 released version. `--check` writes nothing and fails when a file of this folder is not what the script makes.
 
+Each file is called `PRODUCT-VERSION.json`. Of Kubernetes there is one for each minor version the chart supports: the
+first of `KUBERNETES_VERSIONS` is whole, every other names it as its `base` and holds what differs, null for what is
+not there. To add a custom resource, add a line to `CUSTOM_RESOURCES`.
+
 What is changed on the way, and why:
 
 - Strict: an object with properties refuses any other one. The API server drops an unknown field with a warning at best,
@@ -27,14 +31,42 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 
-KUBERNETES = ("k8s.io/kubernetes", "v1.34.2")
-KUBERNETES_API = ("k8s.io/api", "v0.34.2")
-KUBERAY = ("github.com/ray-project/kuberay/ray-operator", "v1.5.1")
+KUBERNETES_VERSIONS = ("1.34.2", "1.32.13", "1.33.13", "1.35.4", "1.36.3")
+"""Versions of Kubernetes the chart supports, the newest release of each minor; first the one that `make up` runs."""
+
+
+@dataclass(frozen=True)
+class CustomResources:
+    """Custom resource definitions of one operator.
+
+    Attributes:
+        product: first part of the file's name.
+        module: Go module that holds the definitions, and its version.
+        folder: their folder in the module.
+        files: file in that folder -> version of the resource to take.
+    """
+
+    product: str
+    module: tuple[str, str]
+    folder: str
+    files: Mapping[str, str]
+
+
+CUSTOM_RESOURCES = (
+    CustomResources(
+        product="kuberay",
+        module=("github.com/ray-project/kuberay/ray-operator", "v1.5.1"),
+        folder="config/crd/bases",
+        files={"ray.io_rayservices.yaml": "v1", "ray.io_rayclusters.yaml": "v1"},
+    ),
+)
 
 KINDS = {
     "v1": ["ConfigMap", "Namespace", "PersistentVolumeClaim", "Pod", "Secret", "Service", "ServiceAccount"],
@@ -46,9 +78,6 @@ KINDS = {
     "rbac.authorization.k8s.io/v1": ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"],
 }
 """Kinds of Kubernetes that the chart may use; any other kind fails the tests until it is added here."""
-
-KUBERAY_CRDS = {"ray.io_rayservices.yaml": "v1", "ray.io_rayclusters.yaml": "v1"}
-"""Custom resource definitions of KubeRay and the version taken from each."""
 
 CLOSED_TYPES = frozenset(
     {
@@ -189,9 +218,9 @@ def top_level(schema: dict[str, Any], api_version: str, kind: str) -> dict[str, 
     return {**schema, "properties": properties, "required": sorted(required), "additionalProperties": False}
 
 
-def kubernetes_definitions() -> dict[str, Any]:
-    """Definitions of every listed kind of Kubernetes (named `apiVersion/kind`) and of what they refer to."""
-    documents = module_directory(KUBERNETES) / "api/openapi-spec/v3"
+def kubernetes_definitions(release: str) -> dict[str, Any]:
+    """Definitions of every listed kind of a Kubernetes release (named `apiVersion/kind`) and of what they refer to."""
+    documents = module_directory(("k8s.io/kubernetes", f"v{release}")) / "api/openapi-spec/v3"
     found: dict[str, Any] = {}
     kinds: dict[str, str] = {}
     for api_version, names in KINDS.items():
@@ -211,7 +240,7 @@ def kubernetes_definitions() -> dict[str, Any]:
     found["io.k8s.apimachinery.pkg.apis.meta.v1.Time"] = {"type": "string", "format": "date-time"}
     for name in SERVER_SIDE_METADATA:
         found[OBJECT_META]["properties"].pop(name, None)
-    types_folder = module_directory(KUBERNETES_API)
+    types_folder = module_directory(("k8s.io/api", f"v0.{release.partition('.')[2]}"))
     packages = {tuple(name.split(".")[3:5]) for name in found if name.startswith("io.k8s.api.")}
     for group, version in sorted(packages):
         values, fields = go_enums((types_folder / group / version / "types.go").read_text())
@@ -300,13 +329,13 @@ def shared_parts(schemas: dict[str, Any], *, minimum: int = 200) -> tuple[dict[s
     return {name: share(schema) for name, schema in schemas.items()}, definitions
 
 
-def kuberay_definitions(object_meta: dict[str, Any]) -> dict[str, Any]:
-    """Definitions of KubeRay's custom resources (named `apiVersion/kind`) and of their shared parts."""
+def custom_definitions(resources: CustomResources, object_meta: dict[str, Any]) -> dict[str, Any]:
+    """Definitions of an operator's custom resources (named `apiVersion/kind`) and of their shared parts."""
     import yaml
 
-    folder = module_directory(KUBERAY) / "config/crd/bases"
+    folder = module_directory(resources.module) / resources.folder
     schemas: dict[str, Any] = {}
-    for file, version in KUBERAY_CRDS.items():
+    for file, version in resources.files.items():
         crd = yaml.load((folder / file).read_text(), Loader=yaml.CSafeLoader)
         kind, group = crd["spec"]["names"]["kind"], crd["spec"]["group"]
         schema = next(v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"] if v["name"] == version)
@@ -316,9 +345,15 @@ def kuberay_definitions(object_meta: dict[str, Any]) -> dict[str, Any]:
     return {**definitions, **schemas, OBJECT_META: object_meta}
 
 
-def document(source: tuple[str, str], definitions: dict[str, Any]) -> str:
+def difference(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What turns the definitions of one version into those of another; null stands for one that is gone."""
+    changed = {name: schema for name, schema in other.items() if base.get(name) != schema}
+    return changed | dict.fromkeys(base.keys() - other.keys())
+
+
+def document(source: tuple[str, str], definitions: dict[str, Any], base: str = "") -> str:
     """The text of a schema file: one definition per line, so that a new version shows as a readable difference."""
-    head = {"source": f"{source[0]}@{source[1]}", "script": "tests/schemas/vendor.py"}
+    head = {"source": "@".join(source), "script": "tests/schemas/vendor.py", **({"base": base} if base else {})}
     lines = [
         f"{json.dumps(name)}: {json.dumps(schema, sort_keys=True, separators=(',', ':'))}"
         for name, schema in sorted(definitions.items())
@@ -327,26 +362,40 @@ def document(source: tuple[str, str], definitions: dict[str, Any]) -> str:
     return f'{start},\n"definitions": {{\n' + ",\n".join(lines) + "\n}\n}\n"
 
 
+def schema_files() -> dict[str, str]:
+    """The text of every schema file by its name."""
+    first, *others = KUBERNETES_VERSIONS
+    definitions = kubernetes_definitions(first)
+    base = f"kubernetes-{first}.json"
+    files = {base: document(("k8s.io/kubernetes", f"v{first}"), definitions)}
+    for release in others:
+        changed = difference(definitions, kubernetes_definitions(release))
+        files[f"kubernetes-{release}.json"] = document(("k8s.io/kubernetes", f"v{release}"), changed, base)
+    for resources in CUSTOM_RESOURCES:
+        name = f"{resources.product}-{resources.module[1].removeprefix('v')}.json"
+        files[name] = document(resources.module, custom_definitions(resources, definitions[OBJECT_META]))
+    return files
+
+
 def main() -> int:
     """Write the schema files, or compare them under `--check`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--check", action="store_true", help="fail when a file is not what this script makes")
     check = parser.parse_args().check
-    definitions = kubernetes_definitions()
-    files = {
-        f"kubernetes-{KUBERNETES[1].removeprefix('v')}.json": document(KUBERNETES, definitions),
-        f"kuberay-{KUBERAY[1].removeprefix('v')}.json": document(
-            KUBERAY, kuberay_definitions(definitions[OBJECT_META])
-        ),
-    }
+    files = schema_files()
     different = [n for n, text in files.items() if not (HERE / n).exists() or (HERE / n).read_text() != text]
+    stale = [file.name for file in HERE.glob("*.json") if file.name not in files]
     for name, text in files.items():
         if check:
             print(f"{name}: {'differs from what this script makes' if name in different else 'as made by this script'}")
         else:
             (HERE / name).write_text(text)
             print(f"{name}: {len(text) // 1024} KB")
-    return 1 if check and different else 0
+    for name in stale:
+        print(f"{name}: {'no version of this script' if check else 'removed'}")
+        if not check:
+            (HERE / name).unlink()
+    return 1 if check and (different or stale) else 0
 
 
 if __name__ == "__main__":

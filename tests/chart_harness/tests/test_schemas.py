@@ -120,6 +120,28 @@ def test_a_name_is_required_of_every_kind(store: SchemaStore) -> None:
         assert "metadata: the field name is missing" in problems, kind
 
 
+def test_versions_differ_where_kubernetes_does(store: SchemaStore) -> None:
+    """A field that came with 1.34 is unknown before; what did not change is the same."""
+    versions = store.versions("kubernetes")
+    assert versions == sorted(versions, key=lambda version: int(version.split(".")[1]))
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "a"},
+        "spec": {"hostnameOverride": "b", "containers": [{"name": "c", "image": "d"}]},
+    }
+    for version in versions:
+        found = [str(problem) for problem in store.at(kubernetes=version).problems(pod)]
+        before = int(version.split(".")[1]) < 34
+        assert found == (["spec.hostnameOverride: unknown field; did you mean hostname?"] if before else []), version
+        assert store.at(kubernetes=version).problems(load_yaml(DEPLOYMENT)) == []
+
+
+def test_a_version_that_is_not_there_is_refused(store: SchemaStore) -> None:
+    with pytest.raises(ValueError, match=r"no schemas of kubernetes 1\.2\.3; there are: 1\.32\."):
+        store.at(kubernetes="1.2.3")
+
+
 def test_schemas_stay_small(store: SchemaStore) -> None:
     for file in store.folder.glob("*.json"):
         assert file.stat().st_size < 500_000, file.name
