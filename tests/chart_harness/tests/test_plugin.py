@@ -76,7 +76,7 @@ def test_parallel_and_serial_runs_have_the_same_outcomes(suite: pytest.Pytester)
 import pytest
 
 def test_object(manifest):
-    assert manifest.kind != "Service", manifest.locate("spec.ports")
+    assert manifest.kind != "Service", str(manifest.locate("spec.ports"))
 
 def test_skipped(scenario):
     pytest.skip(scenario.name)
