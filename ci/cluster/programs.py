@@ -64,6 +64,9 @@ PROGRAMS = {
         "kubernetes", "github.com/rancher/local-path-provisioner", "local-path-provisioner", alone=True
     ),
     "helm": Program("kubernetes", "helm.sh/helm/v3/cmd/helm", "helm", "helm"),
+    "helm-unittest": Program(
+        "helm-unittest", "github.com/helm-unittest/helm-unittest/cmd/helm-unittest", "helm-unittest"
+    ),
     "kind": Program("kind", "sigs.k8s.io/kind", "kind"),
     "minio": Program("minio", "github.com/minio/minio", "minio", "minio"),
     "versitygw": Program("versitygw", "github.com/versity/versitygw/cmd/versitygw", "versitygw", "versitygw"),

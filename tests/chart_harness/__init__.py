@@ -8,9 +8,10 @@ The parts, each usable without pytest:
 - `Origins`, `Location` (`origins`): the template line that made a field.
 - `unresolved` (`references`): what a manifest refers to and nothing provides.
 - `restricted` (`security`): what Pod Security `restricted` would refuse.
+- `immutable_changes`, `restarts` (`upgrade`): what an upgrade from one rendering to another would do.
 - `Exemptions` (`exemptions`): who may break a property, why, and whether that is still needed.
 
-`plugin` turns them into fixtures; see `docs/testing.md`.
+`plugin` turns them into fixtures, `cli` into commands (`python -m chart_harness`); see `docs/testing.md`.
 """
 
 from chart_harness.exemptions import Exemptions
@@ -21,8 +22,10 @@ from chart_harness.references import Given, Reference, references, unresolved
 from chart_harness.render import Chart, HelmError, Renderer, Scenario, Setup, find_helm
 from chart_harness.schemas import SchemaStore
 from chart_harness.security import restricted
+from chart_harness.upgrade import Change, Restart, immutable_changes, restarts
 
 __all__ = [
+    "Change",
     "Chart",
     "Container",
     "Exemptions",
@@ -35,11 +38,14 @@ __all__ = [
     "Problem",
     "Reference",
     "Renderer",
+    "Restart",
     "Scenario",
     "SchemaStore",
     "Setup",
     "find_helm",
+    "immutable_changes",
     "references",
+    "restarts",
     "restricted",
     "unresolved",
 ]

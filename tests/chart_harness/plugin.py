@@ -19,10 +19,8 @@ A `conftest.py` says what to render:
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +28,7 @@ import yaml
 
 from chart_harness.objects import Container, Manifest, Manifests, Pod
 from chart_harness.origins import line_of
-from chart_harness.render import Chart, HelmError, Renderer, Scenario, Setup, find_helm
+from chart_harness.render import Chart, HelmError, Renderer, Scenario, Setup, cache_folder, find_helm
 
 SWEPT = ("scenario", "manifests", "manifest", "pod", "container")
 
@@ -71,12 +69,6 @@ class Session:
 
 
 SESSION = pytest.StashKey[Session]()
-
-
-def cache_folder() -> Path:
-    """Where renderings are kept: `$CHART_HARNESS_CACHE`, else a folder of the user's cache."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("CHART_HARNESS_CACHE") or home / "chart-harness")
 
 
 def session_of(config: pytest.Config) -> Session:

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from chart_harness.objects import Manifests
+from chart_harness.objects import Manifests, load_yaml
 from chart_harness.origins import Marked, Origins
 
 _FORMAT = 1
@@ -48,6 +48,12 @@ def find_helm(candidates: Sequence[Path] = ()) -> Path:
     return Path(found).resolve()
 
 
+def cache_folder() -> Path:
+    """Where renderings are kept: `$CHART_HARNESS_CACHE`, else a folder of the user's cache."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("CHART_HARNESS_CACHE") or home / "chart-harness")
+
+
 class Chart:
     """A chart folder, taken as it is now.
 
@@ -75,6 +81,11 @@ class Chart:
     def read(self, file: str | Path) -> str:
         """The text of one of its files, by its path in the chart."""
         return (self.path / file).read_text()
+
+    @property
+    def version(self) -> str:
+        """The version that `Chart.yaml` states."""
+        return str(load_yaml(self.read("Chart.yaml")).get("version", ""))
 
     @cached_property
     def digest(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,35 @@ def test_names_sweep(suite: pytest.Pytester) -> None:
     )
 
 
-def test_parallel_runs_give_the_same(suite: pytest.Pytester) -> None:
-    suite.runpytest_subprocess("-p", "xdist", "-n", "2", "-p", "no:cacheprovider").assert_outcomes(passed=19)
+def test_parallel_and_serial_runs_have_the_same_outcomes(suite: pytest.Pytester) -> None:
+    """Test by test, those that fail included, whether the renderings are made by the run or found."""
+    suite.makepyfile(
+        test_mixed="""
+import pytest
+
+def test_object(manifest):
+    assert manifest.kind != "Service", str(manifest.locate("spec.ports"))
+
+def test_skipped(scenario):
+    pytest.skip(scenario.name)
+"""
+    )
+
+    def outcomes(*words: str) -> dict[tuple[str | None, str | None], str]:
+        suite.runpytest_subprocess("-q", "-p", "no:cacheprovider", "--junit-xml", "report.xml", *words)
+        found = {}
+        for case in ET.parse(suite.path / "report.xml").iter("testcase"):
+            problem = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
+            found[case.get("classname"), case.get("name")] = (
+                "passed" if problem is None else f"{problem.tag}: {problem.get('message')}"
+            )
+        return found
+
+    parallel = outcomes("-p", "xdist", "-n", "2")
+    serial = outcomes()
+    assert parallel == serial
+    assert len(serial) == 19 + 6 + 2
+    assert sum("templates/web.yaml:38" in outcome for outcome in serial.values()) == 2
 
 
 def test_a_scenario_that_does_not_render_fails_its_tests_with_helms_message(
@@ -102,6 +130,6 @@ def test_container(container):
             "Deployment/web: templates/web.yaml:2",
             "spec.replicas: templates/web.yaml:7",
             "Deployment/web/prepare: templates/web.yaml:19",
-            "*containers?prepare?.securityContext.capabilities: templates/web.yaml:21",
+            "*Containers?prepare?.securityContext.capabilities: templates/web.yaml:21",
         ]
     )
