@@ -44,6 +44,10 @@ GLOBAL = {
 }
 """Helm hands `global` to every chart, so every strict schema has to know it."""
 
+LARGEST = 999_999
+"""Largest integer where a schema gives no `maximum`, unless the default is larger (an amount of bytes): templates print
+1,000,000 as 1e+06, unless they convert it first."""
+
 Schema = dict[str, Any]
 
 
@@ -147,7 +151,8 @@ class Values:
             return given
         for kind, name in ((bool, "boolean"), (int, "integer"), (float, "number"), (str, "string")):
             if isinstance(default, kind):
-                return {"type": name, **given}
+                bound = {"maximum": LARGEST} if name == "integer" and int(default) <= LARGEST else {}
+                return {"type": name, **bound, **given}
         raise Failure(
             f"{self._name}:{line + 1}: the type of `{key}` does not follow from its default", "add a `# @schema`"
         )
@@ -174,6 +179,21 @@ def _references(schema: Any) -> Iterator[str]:
             yield from _references(value)
 
 
+def with_known_names(schema: Any) -> Any:
+    """A schema whose closed objects list the names they know.
+
+    `additionalProperties: false` alone makes helm say that a key is not allowed; with the list it says which are.
+    """
+    if isinstance(schema, list):
+        return [with_known_names(value) for value in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: with_known_names(value) for key, value in schema.items()}
+    if schema.get("additionalProperties") is False and isinstance(schema.get("properties"), dict):
+        result["propertyNames"] = {"enum": sorted(schema["properties"])}
+    return result
+
+
 def complete(schema: Schema, title: str, definitions: Mapping[str, Schema]) -> Schema:
     """A schema that stands alone: with its dialect and title, `global`, and every definition it refers to."""
     used: Schema = {}
@@ -192,7 +212,8 @@ def complete(schema: Schema, title: str, definitions: Mapping[str, Schema]) -> S
     }
     if used:
         whole["$defs"] = dict(sorted(used.items()))
-    return whole
+    known: Schema = with_known_names(whole)
+    return known
 
 
 def _type(value: Value, definitions: Mapping[str, Schema]) -> str:

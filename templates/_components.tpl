@@ -38,38 +38,6 @@ Credentials the hook Job makes: a JSON list of {name, labels, keys: {key: {lengt
 {{- toPrettyJson $specification -}}
 {{- end }}
 
-{{/* Names of the credentials that an external dependency makes the user's own, and what is missing of them fails the render. */}}
-{{- define "ads.requireExternalSettings" -}}
-{{- $secrets := .Values.global.secrets -}}
-{{- $needed := list -}}
-{{- if not .Values.mlflow.postgresql.enabled -}}
-{{- $needed = concat $needed (list "mlflowDatabase" "trainingDatabase") -}}
-{{- if eq .Values.global.database.host "postgresql-mlflow" -}}
-{{- fail "mlflow.postgresql.enabled=false needs global.database.host: the host of your PostgreSQL" -}}
-{{- end -}}
-{{- end -}}
-{{- if eq .Values.mlflow.objectStore.engine "external" -}}
-{{- $needed = concat $needed (list "mlflowObjectStore" "trainingObjectStore" "servingObjectStore") -}}
-{{- if contains "//minio-mlflow:" .Values.global.objectStore.endpointUrl -}}
-{{- fail "mlflow.objectStore.engine=external needs global.objectStore.endpointUrl: the URL of your S3 store" -}}
-{{- end -}}
-{{- end -}}
-{{- if not .Values.rabbitmq.enabled -}}
-{{- $needed = append $needed "broker" -}}
-{{- if eq .Values.global.broker.host "rabbitmq" -}}
-{{- fail "rabbitmq.enabled=false needs global.broker.host: the host of your RabbitMQ" -}}
-{{- end -}}
-{{- end -}}
-{{- if and (not .Values.mlflow.server.enabled) (contains "//mlflow-server:" .Values.global.mlflow.trackingUri) -}}
-{{- fail "mlflow.server.enabled=false needs global.mlflow.trackingUri: the URL of your MLflow tracking server" -}}
-{{- end -}}
-{{- range $needed -}}
-{{- if not (get (get $secrets .) "existingSecret") -}}
-{{- fail (printf "global.secrets.%s.existingSecret is needed: the chart cannot make credentials of an external service" .) -}}
-{{- end -}}
-{{- end -}}
-{{- end }}
-
 {{/* "true" when the release has every part the smoke test goes through. */}}
 {{- define "ads.hasSmokeTest" -}}
 {{- $parts := list (index .Values "training-api") (index .Values "training-worker") (index .Values "ray-serve") -}}

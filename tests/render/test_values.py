@@ -123,6 +123,45 @@ def test_an_unknown_key_is_refused_at_every_level(folder: Path, chart: Chart, re
     assert not accepted, f"unknown keys are accepted at {', '.join(accepted)}"
 
 
+def together(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any] | None:
+    """Both values in one; None where they say something of the same key."""
+    result = dict(values)
+    for key, value in more.items():
+        if key not in result:
+            result[key] = value
+            continue
+        both = together(result[key], value) if isinstance(result[key], dict) and isinstance(value, dict) else None
+        if both is None:
+            return None
+        result[key] = both
+    return result
+
+
+def bad_values() -> Iterator[Any]:
+    """Every entry of bad_values.yaml, with the values of all entries that are rendered together with it."""
+    for kind, entries in load_yaml(Path(__file__).with_name("bad_values.yaml").read_text()).items():
+        batches: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+        for entry in entries:
+            for number, (values, members) in enumerate(batches):
+                if (both := together(values, entry["values"])) is not None:
+                    batches[number] = (both, [*members, entry])
+                    break
+            else:
+                batches.append((entry["values"], [entry]))
+        for values, members in batches:
+            yield from (pytest.param(values, entry, id=f"{kind}-{json.dumps(entry['values'])}") for entry in members)
+
+
+@pytest.mark.parametrize(("values", "bad"), bad_values())
+def test_a_bad_value_is_refused_by_name(
+    values: dict[str, Any], bad: dict[str, Any], chart: Chart, renderer: Renderer
+) -> None:
+    with pytest.raises(HelmError) as error:
+        renderer.text(chart, Scenario("bad values", overrides=values))
+    unsaid = [text for text in bad["says"] if text not in str(error.value)]
+    assert not unsaid, f"helm does not say {unsaid}, but:\n{error.value}"
+
+
 def test_the_registry_of_every_image_is_one_value(render: Callable[..., Manifests]) -> None:
     objects = render(**{"global": {"imageRegistry": "mirror.example.org/path"}})
     for container in objects.containers():

@@ -71,7 +71,7 @@ spec:
 - from:
     - namespaceSelector:
         matchLabels:
-          kubernetes.io/metadata.name: {{ .root.Values.global.networkPolicy.monitoringNamespace }}
+          kubernetes.io/metadata.name: {{ .root.Values.global.networkPolicy.monitoringNamespace | quote }}
   ports:
     {{- include "common.policyPorts" .ports | nindent 4 }}
 {{- end }}

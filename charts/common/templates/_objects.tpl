@@ -38,11 +38,11 @@ spec:
   spec:
     accessModes: [ReadWriteOnce]
     {{- with .values.persistence.storageClassName }}
-    storageClassName: {{ . }}
+    storageClassName: {{ . | quote }}
     {{- end }}
     resources:
       requests:
-        storage: {{ .values.persistence.size }}
+        storage: {{ .values.persistence.size | quote }}
 {{- end }}
 
 {{/* Neither `helm uninstall` nor scaling down deletes data. */}}

@@ -3,9 +3,9 @@ Pod Security "restricted", and stricter where it costs nothing: no token, no ser
 */}}
 {{- define "common.podSecurityContext" -}}
 runAsNonRoot: true
-runAsUser: {{ .values.securityContext.runAsUser }}
-runAsGroup: {{ .values.securityContext.runAsGroup }}
-fsGroup: {{ .values.securityContext.fsGroup }}
+runAsUser: {{ int64 .values.securityContext.runAsUser }}
+runAsGroup: {{ int64 .values.securityContext.runAsGroup }}
+fsGroup: {{ int64 .values.securityContext.fsGroup }}
 # A large volume is not walked on every start when its root already belongs to the group.
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile:
@@ -27,7 +27,7 @@ seccompProfile:
 {{- with .root.Values.global.imagePullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -64,7 +64,7 @@ terminationGracePeriodSeconds: {{ . }}
 {{/* Where a pod may run. Without own constraints replicas spread over zones and nodes, softly, so that one node is enough. */}}
 {{- define "common.scheduling" -}}
 {{- with .values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .values.nodeSelector }}
 nodeSelector:
@@ -132,7 +132,7 @@ The three probes of a container. Takes {values, startup, liveness, readiness}: t
 {{- define "common.volumes" -}}
 - name: tmp
   emptyDir:
-    sizeLimit: {{ .values.tmpSizeLimit }}
+    sizeLimit: {{ .values.tmpSizeLimit | quote }}
 {{- with .values.extraVolumes }}
 {{ toYaml . }}
 {{- end }}

@@ -20,6 +20,6 @@ Name of the Secret that holds a credential: the user's own, else the one the sec
 - name: {{ .name }}
   valueFrom:
     secretKeyRef:
-      name: {{ include "common.secretName" . }}
+      name: {{ include "common.secretName" . | quote }}
       key: {{ .key }}
 {{- end }}
