@@ -15,10 +15,12 @@ NAMESPACE = "ml-dev"
 
 
 def scenarios() -> list[Scenario]:
-    """The chart's own defaults, and every values file of `values/`."""
+    """The chart's own defaults, every values file of `values/`, and workers that KEDA scales."""
     files: list[tuple[str, tuple[Path, ...]]] = [("defaults", ())]
     files += [(file.stem, (file,)) for file in sorted((paths.REPOSITORY / "values").glob("*.yaml"))]
-    return [Scenario(name, values, release=RELEASE, namespace=NAMESPACE) for name, values in files]
+    found = [Scenario(name, values, release=RELEASE, namespace=NAMESPACE) for name, values in files]
+    keda = {"training-worker": {"autoscaling": {"type": "keda"}}}
+    return [*found, Scenario("keda", overrides=keda, release=RELEASE, namespace=NAMESPACE)]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -22,7 +22,8 @@ def test_the_schemas_are_those_of_the_cluster(schemas: SchemaStore) -> None:
     """`make up` runs the versions that the manifests are validated against."""
     kuberay = programs.module_version("kubernetes", "github.com/ray-project/kuberay/ray-operator")
     expected = {f"kubernetes-{programs.kubernetes_version()}.json", f"kuberay-{kuberay}.json"}
-    assert {file.name for file in schemas.folder.glob("*.json")} == expected
+    # The cluster of `make up` has no KEDA.
+    assert {file.name for file in schemas.folder.glob("*.json") if not file.name.startswith("keda-")} == expected
 
 
 def test_no_two_objects_share_a_name(manifests: Manifests) -> None:

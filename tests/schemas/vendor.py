@@ -35,6 +35,7 @@ HERE = Path(__file__).resolve().parent
 KUBERNETES = ("k8s.io/kubernetes", "v1.34.2")
 KUBERNETES_API = ("k8s.io/api", "v0.34.2")
 KUBERAY = ("github.com/ray-project/kuberay/ray-operator", "v1.5.1")
+KEDA = ("github.com/kedacore/keda/v2", "v2.19.0")  # the first release made for Kubernetes 1.34
 
 KINDS = {
     "v1": ["ConfigMap", "Namespace", "PersistentVolumeClaim", "Pod", "Secret", "Service", "ServiceAccount"],
@@ -49,6 +50,9 @@ KINDS = {
 
 KUBERAY_CRDS = {"ray.io_rayservices.yaml": "v1", "ray.io_rayclusters.yaml": "v1"}
 """Custom resource definitions of KubeRay and the version taken from each."""
+
+KEDA_CRDS = {"keda.sh_scaledobjects.yaml": "v1alpha1", "keda.sh_triggerauthentications.yaml": "v1alpha1"}
+"""Custom resource definitions of KEDA and the version taken from each."""
 
 CLOSED_TYPES = frozenset(
     {
@@ -300,13 +304,13 @@ def shared_parts(schemas: dict[str, Any], *, minimum: int = 200) -> tuple[dict[s
     return {name: share(schema) for name, schema in schemas.items()}, definitions
 
 
-def kuberay_definitions(object_meta: dict[str, Any]) -> dict[str, Any]:
-    """Definitions of KubeRay's custom resources (named `apiVersion/kind`) and of their shared parts."""
+def custom_definitions(module: tuple[str, str], crds: dict[str, str], object_meta: dict[str, Any]) -> dict[str, Any]:
+    """Definitions of an operator's custom resources (named `apiVersion/kind`) and of their shared parts."""
     import yaml
 
-    folder = module_directory(KUBERAY) / "config/crd/bases"
+    folder = module_directory(module) / "config/crd/bases"
     schemas: dict[str, Any] = {}
-    for file, version in KUBERAY_CRDS.items():
+    for file, version in crds.items():
         crd = yaml.load((folder / file).read_text(), Loader=yaml.CSafeLoader)
         kind, group = crd["spec"]["names"]["kind"], crd["spec"]["group"]
         schema = next(v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"] if v["name"] == version)
@@ -336,7 +340,10 @@ def main() -> int:
     files = {
         f"kubernetes-{KUBERNETES[1].removeprefix('v')}.json": document(KUBERNETES, definitions),
         f"kuberay-{KUBERAY[1].removeprefix('v')}.json": document(
-            KUBERAY, kuberay_definitions(definitions[OBJECT_META])
+            KUBERAY, custom_definitions(KUBERAY, KUBERAY_CRDS, definitions[OBJECT_META])
+        ),
+        f"keda-{KEDA[1].removeprefix('v')}.json": document(
+            KEDA, custom_definitions(KEDA, KEDA_CRDS, definitions[OBJECT_META])
         ),
     }
     different = [n for n, text in files.items() if not (HERE / n).exists() or (HERE / n).read_text() != text]
