@@ -95,6 +95,7 @@ FEATURES: dict[str, Mapping[str, Any]] = {
     "all-external": EXTERNAL,
     "existing-secrets": {"global": {"secrets": OWN_SECRETS}},
     "extras": for_every_pod(POD_EXTRAS),
+    "keda": {"training-worker": {"autoscaling": {"type": "keda"}}},
     "mirror": {"global": MIRROR},
     "no-policies": {"global": {"networkPolicy": {"enabled": False}}},
     "inference-only": {"training-api": {"enabled": False}, "training-worker": {"enabled": False}},

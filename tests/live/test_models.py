@@ -198,7 +198,7 @@ def requeue(system: System, *words: str) -> str:
 
 
 def test_a_poison_message_is_given_up_and_can_be_requeued(system: System, series: str) -> None:
-    """Its training process is killed at each of the six deliveries, as it would be for lack of memory."""
+    """Its training process is killed at each of the five deliveries, as it would be for lack of memory."""
     job_id = system.fit(series, points(100_000, seed=9), parameters=LONG)
     # [s]: the command itself, whose arguments are in /proc as well, is not meant.
     kill = 'for p in /proc/[0-9]*; do grep -qs "[s]pawn_main" "$p/cmdline" && kill -9 "${p#/proc/}"; done; true'
@@ -212,9 +212,9 @@ def test_a_poison_message_is_given_up_and_can_be_requeued(system: System, series
 
     wait_for(given_up, f"job {job_id} to be given up", 240)
     job = system.job(job_id)
-    assert job["attempts"] == 6
+    assert job["attempts"] == 5
     assert job["error"]["code"] == "TRAINING_FAILED"
-    assert "given up after 6 deliveries" in job["error"]["message"]
+    assert "given up after 5 deliveries" in job["error"]["message"]
     said = requeue(system, "--job", job_id)
     assert f"requeued: job {job_id} of series {series}" in said
     assert "1 requeued" in said

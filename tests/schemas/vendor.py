@@ -66,6 +66,12 @@ CUSTOM_RESOURCES = (
         folder="config/crd/bases",
         files={"ray.io_rayservices.yaml": "v1", "ray.io_rayclusters.yaml": "v1"},
     ),
+    CustomResources(
+        product="keda",
+        module=("github.com/kedacore/keda/v2", "v2.19.0"),
+        folder="config/crd/bases",
+        files={"keda.sh_scaledobjects.yaml": "v1alpha1", "keda.sh_triggerauthentications.yaml": "v1alpha1"},
+    ),
 )
 
 KINDS = {

@@ -33,7 +33,7 @@ from training_worker.health import health_app
 from training_worker.metrics import Metrics
 from training_worker.process import ProcessDiedError, TrainingProcess
 from training_worker.requeue import requeue
-from training_worker.results import Registered, RegistryUnavailableError, UntrainableError
+from training_worker.results import Fitted, Registered, RegistryUnavailableError, UntrainableError
 from training_worker.worker import Worker
 
 
@@ -77,6 +77,7 @@ class Backend:
         self.status = status
         self.attempts = 0
         self.newest = True
+        self.registered_before: Registered | None = None
         self.calls: list[str] = []
         self.events: list[tuple[str, TrainingCompleted]] = []
         self.failures: dict[str, list[Exception]] = {}
@@ -159,15 +160,17 @@ class Backend:
 
     async def call(self, method: str, *arguments: Any, request_id: str = "") -> Any:
         assert request_id == "request-1"
-        self._called(f"{method}{arguments[2:] if method == 'train' else ''}")
+        self._called(method)
         await self.hold.wait()
-        return Registered(7, "run-1", 0.01, 0.02, 0.03) if method == "train" else 0
+        if method == "fit":
+            return Fitted(load_s=0.01, fit_s=0.02)
+        return {"register": Registered(7, "run-1", 0.03), "registered_before": self.registered_before}.get(method, 0)
 
     def kill(self) -> None:
         self.calls.append("kill")
 
 
-def worker_on(backend: Backend, patience: float = 5.0) -> Worker:
+def worker_on(backend: Backend, patience: float = 5.0, fit_timeout: float = 5.0) -> Worker:
     return Worker(
         jobs=backend,
         store=backend,
@@ -175,6 +178,7 @@ def worker_on(backend: Backend, patience: float = 5.0) -> Worker:
         training=backend,
         metrics=Metrics(),
         versions_kept=10,
+        fit_timeout_seconds=fit_timeout,
         outage_patience_seconds=patience,
         retry_seconds=0.001,
     )
@@ -192,7 +196,8 @@ async def test_a_job_is_trained_promoted_announced_and_only_then_acknowledged() 
     assert backend.calls == [
         "claim",
         "get",
-        "train(False,)",
+        "fit",
+        "register",
         "succeed",
         "promote",
         "publish",
@@ -230,8 +235,36 @@ async def test_a_running_job_whose_worker_is_gone_is_taken_over() -> None:
     backend = Backend(JobStatus.RUNNING)
     backend.attempts = 1
     assert await handled(backend, FakeDelivery(job_message(), deliveries=1)) == "ack"
-    assert "train(True,)" in backend.calls  # looks for what the attempt before registered
+    assert backend.calls[2:5] == ["registered_before", "fit", "register"]
     assert backend.status is JobStatus.SUCCEEDED
+
+
+async def test_what_the_attempt_before_registered_is_used() -> None:
+    backend = Backend(JobStatus.RUNNING)
+    backend.attempts = 1
+    backend.registered_before = Registered(7, "run-1", 0.01)
+    assert await handled(backend, FakeDelivery(job_message(), deliveries=1)) == "ack"
+    assert "fit" not in backend.calls
+    assert backend.status is JobStatus.SUCCEEDED
+
+
+async def test_a_fit_that_takes_too_long_fails_its_job() -> None:
+    backend = Backend()
+    backend.hold.clear()
+    delivery = FakeDelivery(job_message())
+    await worker_on(backend, fit_timeout=0.01).handle(delivery)
+    assert (delivery.answer, backend.status) == ("ack", JobStatus.FAILED)
+    assert backend.error == (
+        "TRAINING_FAILED: the fit took longer than the 0.01 s allowed: take fewer trees, points per tree or points"
+    )
+
+
+async def test_what_is_registered_again_is_not_fitted_again() -> None:
+    backend = Backend()
+    backend.failures["register"] = [RegistryUnavailableError("refused")]
+    assert await handled(backend, FakeDelivery(job_message())) == "ack"
+    assert backend.calls.count("fit") == 1
+    assert backend.calls.count("register") == 2
 
 
 async def test_an_older_result_is_not_announced() -> None:
@@ -256,7 +289,7 @@ async def test_a_job_taken_over_by_somebody_else_is_left_to_them() -> None:
 
 @pytest.mark.parametrize(
     ("call", "error"),
-    [("get", ObjectNotFoundError("series/s1/x.npz")), ("train(False,)", UntrainableError("damaged points"))],
+    [("get", ObjectNotFoundError("series/s1/x.npz")), ("fit", UntrainableError("damaged points"))],
 )
 async def test_what_cannot_succeed_fails_at_once(call: str, error: Exception) -> None:
     backend = Backend()
@@ -272,7 +305,7 @@ async def test_what_cannot_succeed_fails_at_once(call: str, error: Exception) ->
     [
         ("claim", DependencyUnavailableError("database")),
         ("get", DependencyUnavailableError("object-store")),
-        ("train(False,)", RegistryUnavailableError("refused")),
+        ("register", RegistryUnavailableError("refused")),
         ("promote", RegistryUnavailableError("refused")),
         ("succeed", DependencyUnavailableError("database")),
         ("publish", DependencyUnavailableError("broker")),
@@ -306,76 +339,77 @@ async def test_old_versions_that_cannot_be_deleted_are_no_failure(call: str, err
 
 async def test_a_crash_returns_the_job_and_the_last_one_buries_it() -> None:
     backend, message = Backend(), job_message()
-    backend.failures["train(False,)"] = [ProcessDiedError("killed")]
-    assert await handled(backend, FakeDelivery(message)) == "requeue"
+    backend.failures["fit"] = [ProcessDiedError("killed"), ProcessDiedError("killed")]
+    assert await handled(backend, FakeDelivery(message, deliveries=DELIVERY_LIMIT - 2)) == "requeue"
     assert backend.calls[-1] == "give_back"
-    backend.failures["train(True,)"] = [ProcessDiedError("killed")]
-    assert await handled(backend, FakeDelivery(message, deliveries=DELIVERY_LIMIT)) == "dead-letter"
+    assert await handled(backend, FakeDelivery(message, deliveries=DELIVERY_LIMIT - 1)) == "dead-letter"
     assert backend.status is JobStatus.FAILED
-    assert backend.error is not None
-    assert "6 deliveries" in backend.error
+    assert backend.error == "TRAINING_FAILED: given up after 5 deliveries: ProcessDiedError: killed"
 
 
-async def test_one_job_at_a_time_and_priority_first() -> None:
-    backend = Backend()
-    worker = worker_on(backend)
-    order: list[str] = []
-    release = asyncio.Event()
-
-    async def note(delivery: Any) -> None:
-        order.append(TrainingJob.model_validate_json(delivery.body).series_id)
-        await release.wait()
-
-    worker.handle = note  # type: ignore[method-assign]
-    standard, priority = worker.queues["training-jobs"], worker.queues["training-priority-high"]
-    await standard(FakeDelivery(job_message(series_id="first")))
-    await asyncio.sleep(0.01)
-    await standard(FakeDelivery(job_message(series_id="waits")))
-    await priority(FakeDelivery(job_message(series_id="overtakes")))
-    await asyncio.sleep(0.01)
-    assert order == ["first"]
-    release.set()
-    await worker.stop(1)
-    assert order == ["first"]  # what waits when the worker stops goes back instead
+async def test_a_job_that_killed_all_its_workers_is_buried_without_another_try() -> None:
+    backend = Backend(JobStatus.RUNNING)
+    assert await handled(backend, FakeDelivery(job_message(), deliveries=DELIVERY_LIMIT)) == "dead-letter"
+    assert backend.status is JobStatus.FAILED
+    assert backend.calls == ["fail"]
 
 
-async def test_priority_overtakes() -> None:
+class Queue:
+    """Deliveries that a worker takes one by one; an error is raised in its turn."""
+
+    def __init__(self, *deliveries: FakeDelivery | Exception) -> None:
+        self.deliveries = list(deliveries)
+        self.taken = 0
+
+    async def take(self) -> FakeDelivery:
+        if not self.deliveries:
+            await asyncio.Event().wait()
+        self.taken += 1
+        delivery = self.deliveries.pop(0)
+        if isinstance(delivery, Exception):
+            raise delivery
+        return delivery
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, which it has to within five seconds."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what is waited for are plain attributes
+            await asyncio.sleep(0.002)
+
+
+async def test_nothing_is_taken_while_a_job_is_in_hand() -> None:
     backend = Backend()
     backend.hold.clear()
-    worker = worker_on(backend)
-    deliveries = [FakeDelivery(job_message()) for _ in range(3)]
-    await worker.queues["training-jobs"](deliveries[0])
-    await asyncio.sleep(0.01)
-    await worker.queues["training-jobs"](deliveries[1])
-    await worker.queues["training-priority-high"](deliveries[2])
-    seen: list[int] = []
-    original = worker.handle
-
-    async def note(delivery: Any) -> None:
-        seen.append(deliveries.index(delivery))
-        backend.status = JobStatus.QUEUED
-        await original(delivery)
-
-    worker.handle = note  # type: ignore[method-assign]
+    worker, queue = worker_on(backend), Queue(FakeDelivery(job_message()), FakeDelivery(job_message()))
+    running = asyncio.create_task(worker.run(queue.take))
+    await eventually(lambda: "fit" in backend.calls)
+    assert queue.taken == 1
     backend.hold.set()
-    for _ in range(100):
-        await asyncio.sleep(0.005)
-        if all(delivery.answer for delivery in deliveries):
-            break
-    assert seen == [2, 1]
+    await eventually(lambda: queue.taken == 2)
+    await worker.stop(5)
+    await running
 
 
-async def test_stopping_finishes_the_job_in_hand_and_returns_those_that_wait() -> None:
+async def test_a_broker_away_is_asked_again() -> None:
+    backend, delivery = Backend(), FakeDelivery(job_message())
+    worker = worker_on(backend)
+    running = asyncio.create_task(worker.run(Queue(DependencyUnavailableError("broker"), delivery).take))
+    await eventually(lambda: delivery.answer == "ack")
+    await worker.stop(5)
+    await running
+
+
+async def test_stopping_finishes_the_job_in_hand_and_takes_no_other() -> None:
     backend = Backend()
     backend.hold.clear()
-    worker = worker_on(backend)
-    first, second = FakeDelivery(job_message()), FakeDelivery(job_message())
-    await worker.queues["training-jobs"](first)
-    await asyncio.sleep(0.01)
-    await worker.queues["training-priority-high"](second)
+    worker, first, second = worker_on(backend), FakeDelivery(job_message()), FakeDelivery(job_message())
+    running = asyncio.create_task(worker.run(Queue(first, second).take))
+    await eventually(lambda: "fit" in backend.calls)
     asyncio.get_running_loop().call_later(0.02, backend.hold.set)
     await worker.stop(5)
-    assert (first.answer, second.answer) == ("ack", "requeue")
+    await running
+    assert (first.answer, second.answer) == ("ack", "")
     assert backend.status is JobStatus.SUCCEEDED
 
 
@@ -384,9 +418,10 @@ async def test_stopping_returns_a_job_that_takes_too_long() -> None:
     backend.hold.clear()
     worker = worker_on(backend)
     delivery = FakeDelivery(job_message())
-    await worker.queues["training-jobs"](delivery)
-    await asyncio.sleep(0.01)
+    running = asyncio.create_task(worker.run(Queue(delivery).take))
+    await eventually(lambda: "fit" in backend.calls)
     await worker.stop(0.01)
+    await running
     assert (delivery.answer, backend.status) == ("requeue", JobStatus.QUEUED)
     assert "kill" in backend.calls
 
@@ -453,7 +488,10 @@ async def test_health_routes() -> None:
         assert (await client.get("/health/ready")).status_code == 503
         ready = True
         answer = await client.get("/health/ready")
-        assert (answer.status_code, answer.json()["dependencies"]) == (200, {"broker": {"status": "down"}})
+        assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+        assert answer.json()["dependencies"]["broker"]["status"] == "down"
+        assert answer.json()["dependencies"]["broker"]["latency_ms"] >= 0
+        assert (await client.get("/health")).status_code == 503
         assert 'training_jobs_total{outcome="succeeded"} 1.0' in (await client.get("/metrics")).text
         missing = await client.get("/other")
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "NOT_FOUND")

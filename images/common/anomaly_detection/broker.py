@@ -17,6 +17,7 @@ from aio_pika.abc import (
     AbstractRobustChannel,
     AbstractRobustConnection,
     AbstractRobustExchange,
+    AbstractRobustQueue,
 )
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
 
@@ -29,6 +30,9 @@ NAME = "broker"
 
 PUBLISH_SECONDS = 5.0
 """How long a publication may take, its confirmation included."""
+
+DELIVERY_COUNT = "x-delivery-count"
+"""Header that says how often a message was delivered before."""
 
 _CHECK_SECONDS = 2.0
 _RECONNECT_SECONDS = 2.0
@@ -52,7 +56,9 @@ class Broker:
         self._service = service
         self._connection: AbstractRobustConnection | None = None
         self._exchange: AbstractRobustExchange | None = None
-        self._consumers: list[tuple[AbstractRobustChannel, aio_pika.abc.AbstractRobustQueue, str]] = []
+        self._queues: dict[str, AbstractRobustQueue] = {}
+        self._kept: list[AbstractIncomingMessage] = []
+        self._consumers: list[tuple[AbstractRobustQueue, str]] = []
 
     async def connect(self) -> None:
         """Connect, trying until the broker answers; later interruptions are repaired in the background."""
@@ -120,15 +126,71 @@ class Broker:
         Raises:
             RuntimeError: called before `connect`.
         """
+        queue = await self._queue(queue_name)
+        self._consumers.append((queue, await queue.consume(handler)))
+
+    async def take(self, *queue_names: str) -> AbstractIncomingMessage:
+        """The next message of these queues, of the first that has one; waits until there is one.
+
+        Nothing else is delivered until this is called again: what waits, waits in the queue, where others can take it.
+
+        Raises:
+            DependencyUnavailableError: the broker went away.
+            RuntimeError: called before `connect`.
+        """
+        if self._kept:
+            return self._kept.pop(0)
+        try:
+            queues = [await self._queue(name) for name in queue_names]
+            for queue in queues:
+                if (message := await queue.get(fail=False, timeout=PUBLISH_SECONDS)) is not None:
+                    return message
+            return await self._first_of(queues)
+        except (AMQPError, ChannelInvalidStateError, OSError) as error:  # OSError covers TimeoutError
+            raise DependencyUnavailableError(NAME) from error
+
+    async def _first_of(self, queues: list[AbstractRobustQueue]) -> AbstractIncomingMessage:
+        """The first message that comes into one of these queues; consumers exist only as long as none has come."""
+        first: asyncio.Future[AbstractIncomingMessage] = asyncio.get_running_loop().create_future()
+
+        async def deliver(message: AbstractIncomingMessage) -> None:
+            if not first.done():
+                first.set_result(message)
+            elif message.headers.get(DELIVERY_COUNT):
+                # Returned once more and once more, an innocent message would reach its delivery limit.
+                self._kept.append(message)
+            else:
+                # The other queue had one too before its consumer was cancelled.
+                with suppress(AMQPError, ChannelInvalidStateError, OSError):
+                    await message.nack(requeue=True)
+
+        consumers: list[tuple[AbstractRobustQueue, str]] = []
+        try:
+            for queue in queues:
+                consumers.append((queue, await queue.consume(deliver)))
+                if first.done():
+                    break
+            return await first
+        finally:
+            first.cancel()
+            for queue, tag in consumers:
+                with suppress(AMQPError, ChannelInvalidStateError, OSError):
+                    await queue.cancel(tag, timeout=2)
+
+    async def _queue(self, name: str) -> AbstractRobustQueue:
+        """A queue on a channel of its own: quorum queues know no prefetch shared by the consumers of a channel.
+
+        Raises:
+            RuntimeError: called before `connect`.
+        """
         if self._connection is None:
             raise RuntimeError("connect first")
-        # A channel per queue: quorum queues know no prefetch shared by the consumers of a channel.
-        channel = await self._connection.channel(publisher_confirms=False)
-        assert isinstance(channel, AbstractRobustChannel)
-        await channel.set_qos(prefetch_count=1)
-        queue = await channel.declare_queue(queue_name, passive=True)
-        tag = await queue.consume(handler)
-        self._consumers.append((channel, queue, tag))
+        if name not in self._queues:
+            channel = await self._connection.channel(publisher_confirms=False)
+            assert isinstance(channel, AbstractRobustChannel)
+            await channel.set_qos(prefetch_count=1)
+            self._queues[name] = await channel.declare_queue(name, passive=True)
+        return self._queues[name]
 
     async def waiting(self, queue_name: str) -> AsyncGenerator[AbstractIncomingMessage, None]:
         """The messages that wait in a queue now, in its order; those not acknowledged at the end stay in it.
@@ -153,7 +215,7 @@ class Broker:
 
     async def stop_consuming(self) -> None:
         """Take no further messages; those in hand can still be acknowledged or returned."""
-        for _, queue, tag in self._consumers:
+        for queue, tag in self._consumers:
             with suppress(AMQPError, ChannelInvalidStateError, OSError):
                 await queue.cancel(tag, timeout=2)
         self._consumers.clear()

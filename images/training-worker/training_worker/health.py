@@ -1,8 +1,9 @@
-"""Health and metrics of the worker over HTTP: `/health/live`, `/health/ready`, `/metrics` on port 8040."""
+"""Health and metrics of the worker over HTTP: `/health/live`, `/health/ready`, `/health`, `/metrics` on port 8040."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -19,7 +20,7 @@ PORT = 8040
 def health_app(
     ready: Callable[[], bool], checks: Mapping[str, Callable[[], Awaitable[None]]], metrics: CollectorRegistry
 ) -> Application:
-    """The application: three routes need no framework.
+    """The application: a few routes need no framework.
 
     Args:
         ready: whether the worker consumes jobs.
@@ -27,25 +28,27 @@ def health_app(
         metrics: what `/metrics` shows.
     """
 
-    async def state(check: Callable[[], Awaitable[None]]) -> str:
+    async def state(check: Callable[[], Awaitable[None]]) -> dict[str, str | float]:
+        start = time.perf_counter()
         try:
             await check()
+            status = "up"
         except DependencyUnavailableError:
-            return "down"
-        return "up"
+            status = "down"
+        return {"status": status, "latency_ms": round(1000 * (time.perf_counter() - start), 2)}
 
     async def answer(path: str) -> tuple[int, str, bytes]:
         if path == "/metrics":
             return 200, CONTENT_TYPE_LATEST, generate_latest(metrics)
         if path == "/health/live":
             return 200, "application/json", orjson.dumps({"status": "alive"})
-        if path == "/health/ready":
+        if path in ("/health", "/health/ready"):
             states = dict(zip(checks, await asyncio.gather(*map(state, checks.values())), strict=True))
-            body = {
-                "status": "ready" if ready() else "starting",
-                "dependencies": {name: {"status": status} for name, status in states.items()},
-            }
-            return 200 if ready() else 503, "application/json", orjson.dumps(body)
+            all_up = all(item["status"] == "up" for item in states.values())
+            status = "starting" if not ready() else "healthy" if all_up else "degraded"
+            # A worker that waits for a dependency is in service; monitoring wants to know all the same.
+            good = status == "healthy" or (status == "degraded" and path == "/health/ready")
+            return 200 if good else 503, "application/json", orjson.dumps({"status": status, "dependencies": states})
         error = AppError(ErrorCode.NOT_FOUND, f"there is no route {path}")
         return error.status, "application/json", envelope(error)
 

@@ -18,19 +18,28 @@ class UntrainableError(TrainingError):
 
 
 @dataclass(frozen=True, slots=True)
+class Fitted:
+    """A model that the training process has in hand.
+
+    Attributes:
+        load_s: seconds the points took to be read.
+        fit_s: seconds the fit took.
+    """
+
+    load_s: float
+    fit_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Registered:
     """A model version in the registry.
 
     Attributes:
         version: its number.
         run_id: of the run it came from.
-        load_s: seconds the points took to be read.
-        fit_s: seconds the fit took; None when an earlier attempt had already registered this job's model.
         register_s: seconds the registry took.
     """
 
     version: int
     run_id: str
-    load_s: float
-    fit_s: float | None
     register_s: float

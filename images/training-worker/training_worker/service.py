@@ -8,6 +8,7 @@ import signal
 from contextlib import suppress
 
 from anomaly_detection import broker, database, object_store
+from anomaly_detection.contracts import JOBS_QUEUE, PRIORITY_QUEUE
 from anomaly_detection.errors import DependencyUnavailableError
 from anomaly_detection.jobs import JobStore
 from anomaly_detection.logging import configure_logging
@@ -34,7 +35,11 @@ async def serve() -> None:
     metrics = Metrics()
     training = TrainingProcess(
         "training_worker.trainer:Trainer",
-        {"tracking_uri": mlflow.tracking_uri, "experiment_name": mlflow.experiment_name},
+        {
+            "tracking_uri": mlflow.tracking_uri,
+            "experiment_name": mlflow.experiment_name,
+            "sklearn_flavor": settings.sklearn_flavor,
+        },
         settings.log_level,
     )
     worker = Worker(
@@ -44,6 +49,7 @@ async def serve() -> None:
         training=training,
         metrics=metrics,
         versions_kept=settings.model_versions_kept,
+        fit_timeout_seconds=settings.fit_timeout_seconds,
         outage_patience_seconds=settings.outage_patience_seconds,
     )
     stop = asyncio.Event()
@@ -52,8 +58,8 @@ async def serve() -> None:
 
     consuming = False
 
-    async def begin() -> None:
-        """Connect everything, then consume."""
+    async def work() -> None:
+        """Connect everything, then take jobs."""
         nonlocal consuming
         await database_.open()
         while True:
@@ -64,24 +70,19 @@ async def serve() -> None:
                 logger.warning("the database does not answer, trying again")
                 await asyncio.sleep(_RETRY_SECONDS)
         await asyncio.gather(broker_.connect(), training.start())
-        for queue, handler in worker.queues.items():
-            await broker_.consume(queue, handler)
         consuming = True
         logger.info("taking jobs")
+        await worker.run(lambda: broker_.take(PRIORITY_QUEUE, JOBS_QUEUE))
 
     checks = {database.NAME: database_.check, broker.NAME: broker_.check, object_store.NAME: store.check}
     health = HealthServer(health_app(lambda: consuming, checks, metrics.registry))
-    beginning = asyncio.create_task(begin())
+    working = asyncio.create_task(work())
     serving = asyncio.create_task(health.serve())
     stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({beginning, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if beginning.done() and not beginning.exception():
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-
+    await asyncio.wait({working, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     logger.info("stopping")
-    beginning.cancel()
-    await broker_.stop_consuming()
     await worker.stop(settings.shutdown_grace_seconds)
+    working.cancel()
     training.kill()
     await broker_.close()
     await database_.close()
@@ -89,5 +90,5 @@ async def serve() -> None:
     await serving
     stopping.cancel()
     with suppress(asyncio.CancelledError):
-        await beginning  # raises what kept the worker from starting
+        await working  # raises what kept the worker from starting
     logger.info("stopped")

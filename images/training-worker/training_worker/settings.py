@@ -14,6 +14,10 @@ class WorkerSettings(ServiceSettings):
     shutdown_grace_seconds: float = Field(
         default=50, ge=0, description="how long a job may go on after SIGTERM before it is returned to the queue"
     )
+    fit_timeout_seconds: float = Field(default=120, gt=0, description="how long a fit may take before its job fails")
+    sklearn_flavor: bool = Field(
+        default=True, description="log the scikit-learn model beside the blob that serving reads, for people"
+    )
     outage_patience_seconds: float = Field(
         default=600,
         ge=0,

@@ -13,19 +13,23 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import mlflow.sklearn
 import numpy as np
 import requests
 import sklearn.ensemble  # noqa: F401 - imported ahead of the first job, which would else wait for it
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException, RestException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import Schema, TensorSpec
 
@@ -48,14 +52,36 @@ from anomaly_detection.contracts import (
 )
 from anomaly_detection.scoring import MODEL_FILE_NAME, ScoringModel, fit_isolation_forest, score_histogram
 from anomaly_detection.series import Series
-from training_worker.results import Registered, RegistryUnavailableError, UntrainableError
+from training_worker.results import Fitted, Registered, RegistryUnavailableError, UntrainableError
 
 MODEL_NAME = "model"
 """Name of the logged model inside its run."""
 
+_CALLS_AT_A_TIME = 4
 _TRANSIENT = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED", "IO_ERROR"}
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _InHand:
+    """A fitted model that is not registered yet.
+
+    Attributes:
+        job_id: the job it was fitted for.
+        series: what it was fitted to.
+        estimator: the scikit-learn estimator.
+        model: its step function.
+        fit_s: seconds the fit took.
+        tried: whether its registration was tried before.
+    """
+
+    job_id: UUID
+    series: Series
+    estimator: Any
+    model: ScoringModel
+    fit_s: float
+    tried: bool = False
 
 
 class Trainer:
@@ -64,9 +90,10 @@ class Trainer:
     Args:
         tracking_uri: of MLflow.
         experiment_name: of the experiment that collects the runs; created when it is not there.
+        sklearn_flavor: whether to log the scikit-learn model beside the blob that serving reads.
     """
 
-    def __init__(self, tracking_uri: str, experiment_name: str) -> None:
+    def __init__(self, tracking_uri: str, experiment_name: str, sklearn_flavor: bool) -> None:
         self._client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         # The logged model's artifacts and `models:/` sources are resolved through these.
         mlflow.set_tracking_uri(tracking_uri)
@@ -83,20 +110,23 @@ class Trainer:
             inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 1), "value")]),
             outputs=Schema([TensorSpec(np.dtype(np.int64), (-1,))]),
         )
+        self._sklearn_flavor = sklearn_flavor
+        self._in_hand: _InHand | None = None
+        # What does not depend on each other is asked at the same time.
+        self._pool = ThreadPoolExecutor(_CALLS_AT_A_TIME, thread_name_prefix="mlflow")
         self._fit_something()
 
-    def train(self, job: TrainingJob, blob: bytes, retaken: bool) -> Registered:
-        """Fit the model of a job and register it as a new version, in no alias yet.
+    def fit(self, job: TrainingJob, blob: bytes) -> Fitted:
+        """Fit the model of a job, and keep it in hand until it is registered or another one is fitted.
 
         Args:
             job: what to train.
             blob: the stored points.
-            retaken: an earlier attempt may already have registered this job's model; it is used if it has.
 
         Raises:
             UntrainableError: the points are damaged or no model can be fitted to them.
-            RegistryUnavailableError: MLflow does not answer.
         """
+        self._in_hand = None
         start = time.perf_counter()
         try:
             series = Series.from_bytes(blob)
@@ -105,24 +135,44 @@ class Trainer:
         if series.sha256() != job.data_sha256:
             raise UntrainableError("the stored points are not those of the request: their checksum differs")
         loaded = time.perf_counter()
-        with _registry_errors():
-            if retaken and (found := self._registered_before(job)):
-                return Registered(*found, load_s=loaded - start, fit_s=None, register_s=time.perf_counter() - loaded)
         try:
             estimator, model = fit_isolation_forest(series.values, job.parameters)
         except ValueError as error:
             # Of points that passed the API's checks: the same again for the same points.
             raise UntrainableError(f"no model can be fitted: {error}") from error
-        fitted = time.perf_counter()
+        fitted = Fitted(load_s=loaded - start, fit_s=time.perf_counter() - loaded)
+        self._in_hand = _InHand(job.job_id, series, estimator, model, fitted.fit_s)
+        return fitted
+
+    def register(self, job: TrainingJob) -> Registered:
+        """Register the model in hand as a new version, in no alias yet.
+
+        Raises:
+            RegistryUnavailableError: MLflow does not answer; the model stays in hand.
+            RuntimeError: the model in hand is not that of the job.
+        """
+        start = time.perf_counter()
+        found = self._in_hand
+        if found is None or found.job_id != job.job_id:
+            raise RuntimeError(f"the model of job {job.job_id} is not in hand")
         with _registry_errors():
-            version, run_id = self._register(job, series, estimator, model, fitted - loaded)
-        return Registered(
-            version,
-            run_id,
-            load_s=loaded - start,
-            fit_s=fitted - loaded,
-            register_s=time.perf_counter() - fitted,
-        )
+            # What an attempt before this one got through is used, even if its answer was lost.
+            done = self._registered_before(job) if found.tried else None
+            found.tried = True
+            version, run_id = done or self._register(job, found)
+        self._in_hand = None
+        return Registered(version, run_id, register_s=time.perf_counter() - start)
+
+    def registered_before(self, job: TrainingJob) -> Registered | None:
+        """The version that an earlier attempt at a job registered, if one got that far.
+
+        Raises:
+            RegistryUnavailableError: MLflow does not answer.
+        """
+        start = time.perf_counter()
+        with _registry_errors():
+            found = self._registered_before(job)
+        return Registered(*found, register_s=time.perf_counter() - start) if found else None
 
     def promote(self, series_id: str, version: int) -> None:
         """Point the alias `production` at a version, and `previous` at the one it pointed at before.
@@ -164,32 +214,36 @@ class Trainer:
             return len(surplus)
 
     def _fit_something(self) -> None:
-        """Fit and save a tiny model once: the first job would else pay for half a second of first-time imports."""
+        """Fit and save a tiny model and ask MLflow: the first job would else pay for imports and connections."""
         estimator, model = fit_isolation_forest(np.linspace(0.0, 1.0, 128), DetectorParameters())
         folder = Path(tempfile.mkdtemp(prefix="warm-up-"))
         try:
             self._save(estimator, model.to_bytes(), folder / MODEL_NAME)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+        with suppress(RegistryUnavailableError), _registry_errors():
+            self._experiment()
 
     def _save(self, estimator: Any, blob: bytes, folder: Path) -> None:
-        """Write the MLflow model: the scikit-learn flavour for people, and beside it the blob that serving reads."""
-        mlflow.sklearn.save_model(
-            estimator,
-            str(folder),
-            signature=self._signature,
-            # Given, because inferring them imports the model in a process of its own: 10 seconds.
-            pip_requirements=self._requirements,
-            # skops, the default, has to be told to trust the trees as well and takes longer than the fit.
-            serialization_format=mlflow.sklearn.SERIALIZATION_FORMAT_CLOUDPICKLE,
-        )
+        """Write the MLflow model: the blob that serving reads and, for people, the scikit-learn flavour."""
+        if self._sklearn_flavor:
+            mlflow.sklearn.save_model(
+                estimator,
+                str(folder),
+                signature=self._signature,
+                # Given, because inferring them imports the model in a process of its own: 10 seconds.
+                pip_requirements=self._requirements,
+                # skops, the default, has to be told to trust the trees as well and takes longer than the fit.
+                serialization_format=mlflow.sklearn.SERIALIZATION_FORMAT_CLOUDPICKLE,
+            )
+        else:
+            folder.mkdir(parents=True)
+            Model(signature=self._signature).save(str(folder / MLMODEL_FILE_NAME))
         (folder / MODEL_FILE_NAME).write_bytes(blob)
 
-    def _register(
-        self, job: TrainingJob, series: Series, estimator: Any, model: ScoringModel, fit_s: float
-    ) -> tuple[int, str]:
+    def _register(self, job: TrainingJob, found: _InHand) -> tuple[int, str]:
         """Write run, model and version; returns the version's number and the run's id."""
-        client = self._client
+        client, submit, model = self._client, self._pool.submit, found.model
         name = model_name(job.series_id)
         blob = model.to_bytes()
         now = int(time.time() * 1000)
@@ -202,64 +256,72 @@ class Trainer:
             "request_id": job.request_id,
         }
         parameters = {key: str(value) for key, value in job.parameters.model_dump(mode="json").items()}
-        scores = model.score(series.values)
+        scores = model.score(found.series.values)
         metrics = {
-            "points": float(len(series)),
+            "points": float(len(found.series)),
             "mean": model.mean,
             "std": model.std,
-            "minimum": float(series.values.min()),
-            "maximum": float(series.values.max()),
+            "minimum": float(found.series.values.min()),
+            "maximum": float(found.series.values.max()),
             "threshold": model.threshold,
             "training_anomalies": float(model.is_anomaly(scores).sum()),
             "score_p50": float(np.percentile(scores, 50)),
             "score_p95": float(np.percentile(scores, 95)),
             "score_p99": float(np.percentile(scores, 99)),
-            "fit_seconds": fit_s,
+            "fit_seconds": found.fit_s,
             "model_bytes": float(len(blob)),
         }
-        run_id = client.create_run(
-            self._experiment(), start_time=now, tags=tags, run_name=f"{name}-{job.sequence}"
-        ).info.run_id
-        status = "FAILED"
+        folder = Path(tempfile.mkdtemp(prefix="model-"))
         try:
-            client.log_batch(
-                run_id,
-                metrics=[Metric(key, value, now, 0) for key, value in metrics.items()],
-                params=[Param(key, value) for key, value in parameters.items()],
-                tags=[RunTag("detector", "isolation_forest")],
-            )
-            logged = client.create_logged_model(
-                self._experiment(), name=MODEL_NAME, source_run_id=run_id, tags=tags, params=parameters
-            )
-            folder = Path(tempfile.mkdtemp(prefix="model-"))
+            named = submit(self._ensure_registered_model, name, job.series_id)
+            saved = submit(self._save, found.estimator, blob, folder / MODEL_NAME)
+            run_id = client.create_run(
+                self._experiment(),
+                start_time=now,
+                tags={**tags, "detector": "isolation_forest"},
+                run_name=f"{name}-{job.sequence}",
+            ).info.run_id
+            status = "FAILED"
             try:
-                self._save(estimator, blob, folder / MODEL_NAME)
+                noted = submit(
+                    client.log_batch,
+                    run_id,
+                    metrics=[Metric(key, value, now, 0) for key, value in metrics.items()],
+                    params=[Param(key, value) for key, value in parameters.items()],
+                )
+                logged = client.create_logged_model(
+                    self._experiment(), name=MODEL_NAME, source_run_id=run_id, tags=tags, params=parameters
+                )
+                saved.result()
                 client.log_model_artifacts(logged.model_id, str(folder / MODEL_NAME))
+                ready = submit(client.finalize_logged_model, logged.model_id, "READY")
+                # The version last: it says that everything else is there.
+                for call in (named, noted, ready):
+                    call.result()
+                version = client.create_model_version(
+                    name,
+                    source=logged.artifact_location,
+                    run_id=run_id,
+                    model_id=logged.model_id,
+                    tags={
+                        **tags,
+                        TAG_BLOB_KEY: blob_key(logged.artifact_location),
+                        TAG_BLOB_SHA256: hashlib.sha256(blob).hexdigest(),
+                        # Serving answers by these while the object store is away.
+                        TAG_MEAN: repr(model.mean),
+                        TAG_STD: repr(model.std),
+                        # What the scores of later points can be compared with.
+                        TAG_SCORE_HISTOGRAM: json.dumps(score_histogram(scores), separators=(",", ":")),
+                    },
+                    await_creation_for=0,
+                )
+                status = "FINISHED"
+                return int(version.version), run_id
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
-            client.finalize_logged_model(logged.model_id, "READY")
-            self._ensure_registered_model(name, job.series_id)
-            version = client.create_model_version(
-                name,
-                source=logged.artifact_location,
-                run_id=run_id,
-                model_id=logged.model_id,
-                tags={
-                    **tags,
-                    TAG_BLOB_KEY: blob_key(logged.artifact_location),
-                    TAG_BLOB_SHA256: hashlib.sha256(blob).hexdigest(),
-                    # Serving answers by these while the object store is away.
-                    TAG_MEAN: repr(model.mean),
-                    TAG_STD: repr(model.std),
-                    # What the scores of later points can be compared with.
-                    TAG_SCORE_HISTOGRAM: json.dumps(score_histogram(scores), separators=(",", ":")),
-                },
-                await_creation_for=0,
-            )
-            status = "FINISHED"
-            return int(version.version), run_id
+                client.set_terminated(run_id, status)
         finally:
-            client.set_terminated(run_id, status)
+            wait([named, saved])
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _registered_before(self, job: TrainingJob) -> tuple[int, str] | None:
         """Version and run that an earlier attempt at this job registered, if one got that far."""

@@ -2,7 +2,8 @@
 
 What ends how:
 
-- the job cannot succeed (its points are damaged, no model fits them): job `failed`, message acknowledged;
+- the job cannot succeed (its points are damaged, no model fits them, the fit takes too long): job `failed`, message
+  acknowledged;
 - a dependency is away: the job waits for it, message in hand, for `outage_patience_seconds`, then goes back to the
   queue;
 - anything else (the training process died, an error nobody expected): back to the queue; after the last delivery the
@@ -23,10 +24,9 @@ from typing import Any, Protocol, TypeVar
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 from pydantic import ValidationError
 
+from anomaly_detection.broker import DELIVERY_COUNT
 from anomaly_detection.contracts import (
     DELIVERY_LIMIT,
-    JOBS_QUEUE,
-    PRIORITY_QUEUE,
     Job,
     JobDurations,
     JobStatus,
@@ -38,12 +38,11 @@ from anomaly_detection.jobs import Claim, Publisher, publish_completed
 from anomaly_detection.logging import set_request_id
 from anomaly_detection.object_store import ObjectNotFoundError
 from training_worker.metrics import Metrics
-from training_worker.results import RegistryUnavailableError, UntrainableError
+from training_worker.results import Fitted, Registered, RegistryUnavailableError, UntrainableError
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_RETRY_SECONDS = 15.0
-_DELIVERY_COUNT = "x-delivery-count"
 
 T = TypeVar("T")
 
@@ -94,6 +93,10 @@ class JobFailedError(Exception):
     """The job cannot succeed, however often it is tried."""
 
 
+class DeliveryLimitError(Exception):
+    """The broker has delivered the job as often as it may, and nobody could finish it."""
+
+
 class OwnershipLostError(Exception):
     """Another worker has the job by now."""
 
@@ -108,6 +111,7 @@ class Worker:
         training: the training process.
         metrics: of this worker.
         versions_kept: versions of a model that stay in the registry.
+        fit_timeout_seconds: how long a fit may take.
         outage_patience_seconds: how long a job waits for a dependency.
         retry_seconds: the first pause before something is tried again; it doubles from there.
     """
@@ -121,6 +125,7 @@ class Worker:
         training: Training,
         metrics: Metrics,
         versions_kept: int,
+        fit_timeout_seconds: float,
         outage_patience_seconds: float,
         retry_seconds: float = 1.0,
     ) -> None:
@@ -130,65 +135,48 @@ class Worker:
         self._training = training
         self._metrics = metrics
         self._versions_kept = versions_kept
+        self._fit_seconds = fit_timeout_seconds
         self._patience = outage_patience_seconds
         self._retry_seconds = retry_seconds
-        self._turns = asyncio.Condition()
+        self._running: asyncio.Task[None] | None = None
         self._busy = False
-        self._waiting = {True: 0, False: 0}
-        self._in_hand: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    @property
-    def queues(self) -> dict[str, Callable[[Any], Awaitable[None]]]:
-        """The queues to consume, and what takes their messages."""
+    async def run(self, take: Callable[[], Awaitable[Delivery]]) -> None:
+        """Take one message after the other and work on it, until `stop`.
 
-        async def standard(delivery: Delivery) -> None:
-            self._take(delivery, priority=False)
-
-        async def priority(delivery: Delivery) -> None:
-            self._take(delivery, priority=True)
-
-        return {JOBS_QUEUE: standard, PRIORITY_QUEUE: priority}
-
-    def _take(self, delivery: Delivery, priority: bool) -> None:
-        """Handle a message in a task of our own.
-
-        The client library would cancel its task when the connection breaks, but the training is worth finishing then:
-        the message comes again and finds its job done.
+        Args:
+            take: waits for the next message; nothing else is delivered to this worker meanwhile.
         """
-        task = asyncio.create_task(self._in_turn(delivery, priority))
-        self._in_hand.add(task)
-        task.add_done_callback(self._in_hand.discard)
+        self._running = asyncio.ensure_future(self._one_after_the_other(take))
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(self._running)
 
-    async def _in_turn(self, delivery: Delivery, priority: bool) -> None:
-        """Handle a message when no other is being handled; of two that wait, the one with priority goes first."""
-        async with self._turns:
-            self._waiting[priority] += 1
+    async def _one_after_the_other(self, take: Callable[[], Awaitable[Delivery]]) -> None:
+        """See `run`."""
+        while not self._stopping:
             try:
-                await self._turns.wait_for(lambda: not self._busy and (priority or not self._waiting[True]))
-            finally:
-                self._waiting[priority] -= 1
+                delivery = await take()
+            except DependencyUnavailableError:
+                logger.warning("the broker does not answer, trying again")
+                await asyncio.sleep(self._retry_seconds)
+                continue
             self._busy = True
-        try:
-            if self._stopping:
-                await _settle(delivery.nack(requeue=True))
-            else:
+            try:
                 await self.handle(delivery)
-        finally:
-            async with self._turns:
+            finally:
                 self._busy = False
-                self._turns.notify_all()
 
     async def stop(self, grace_seconds: float) -> None:
-        """Finish the job in hand within the grace period, or return it to the queue."""
+        """Take nothing more, and finish the job in hand within the grace period, or return it to the queue."""
         self._stopping = True
-        if not self._in_hand:
+        if self._running is None:
             return
-        logger.info("finishing the job in hand", extra={"grace_seconds": grace_seconds})
-        _, late = await asyncio.wait(set(self._in_hand), timeout=grace_seconds)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        if self._busy:
+            logger.info("finishing the job in hand", extra={"grace_seconds": grace_seconds})
+            await asyncio.wait({self._running}, timeout=grace_seconds)
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
 
     async def handle(self, delivery: Delivery) -> None:
         """Work on one message to its end: acknowledged, returned or dead-lettered; never raises but when cancelled."""
@@ -205,6 +193,9 @@ class Worker:
         start = time.perf_counter()
         outcome = "returned"
         try:
+            if _deliveries(delivery) >= DELIVERY_LIMIT:
+                # Once more and, should this worker die of it as well, nobody could say so in the job.
+                raise DeliveryLimitError(f"came back {DELIVERY_LIMIT} times, its worker having died with it in hand")
             claim = await self._patiently(lambda: self._jobs.claim(message, bool(delivery.redelivered)))
             attempt = claim.attempt
             if claim.attempt is not None:
@@ -245,26 +236,35 @@ class Worker:
         except ObjectNotFoundError as error:
             raise JobFailedError(f"the points are not in the object store: {error}") from error
         fetched = time.perf_counter() - clock
-        registered = await self._patiently(lambda: self._call("train", message, message, blob, attempt > 1))
+        fitted: Fitted | None = None
+        registered: Registered | None = None
+        if attempt > 1:
+            # An earlier attempt may have registered the model.
+            registered = await self._patiently(lambda: self._call("registered_before", message, message))
+        if registered is None:
+            fitted = await self._fit(message, blob)
+            registered = await self._patiently(lambda: self._call("register", message, message))
+        assert registered is not None
+        version, run_id, register_s = registered.version, registered.run_id, registered.register_s
         clock = time.perf_counter()
+        load_s = fetched + (fitted.load_s if fitted else 0.0)
 
         async def promote() -> None:
-            await self._call("promote", message, message.series_id, registered.version)
+            await self._call("promote", message, message.series_id, version)
 
         durations = JobDurations(
             queued_s=round((started - message.created_at).total_seconds(), 4),
-            load_s=round(fetched + registered.load_s, 4),
-            fit_s=None if registered.fit_s is None else round(registered.fit_s, 4),
-            register_s=round(registered.register_s, 4),
+            load_s=round(load_s, 4),
+            fit_s=round(fitted.fit_s, 4) if fitted else None,
+            register_s=round(register_s, 4),
         )
-        job = await self._patiently(
-            lambda: self._jobs.succeed(message, attempt, registered.version, registered.run_id, durations, promote)
-        )
+        job = await self._patiently(lambda: self._jobs.succeed(message, attempt, version, run_id, durations, promote))
         if job is None:
             raise OwnershipLostError
-        self._metrics.seconds.labels("load").observe(fetched + registered.load_s)
-        self._metrics.seconds.labels("fit").observe(registered.fit_s or 0.0)
-        self._metrics.seconds.labels("register").observe(registered.register_s + time.perf_counter() - clock)
+        self._metrics.seconds.labels("load").observe(load_s)
+        if fitted:
+            self._metrics.seconds.labels("fit").observe(fitted.fit_s)
+        self._metrics.seconds.labels("register").observe(register_s + time.perf_counter() - clock)
         if job.status is not JobStatus.SUCCEEDED:
             logger.info(
                 "a newer model is in production already", extra=_about(message, model_version=job.model_version)
@@ -279,6 +279,22 @@ class Worker:
         )
         await self._prune(message)
         return "succeeded"
+
+    async def _fit(self, message: TrainingJob, blob: bytes) -> Fitted:
+        """Fit the model of a job, which the training process then has in hand.
+
+        Raises:
+            JobFailedError: it cannot be fitted, or takes longer than it may; the process is ended then.
+        """
+        try:
+            async with asyncio.timeout(self._fit_seconds):
+                fitted: Fitted = await self._call("fit", message, message, blob)
+                return fitted
+        except TimeoutError as error:
+            raise JobFailedError(
+                f"the fit took longer than the {self._fit_seconds:g} s allowed: take fewer trees, points per tree or "
+                "points"
+            ) from error
 
     async def _settled_before(self, message: TrainingJob, claim: Claim) -> str:
         """Deal with a message whose job is not there to be taken; returns the outcome for the metrics."""
@@ -345,16 +361,14 @@ class Worker:
         self, delivery: Delivery, message: TrainingJob, attempt: int | None, error: Exception
     ) -> str:
         """Return a message to the queue or, after its last delivery, to the dead-letter queue; returns the outcome."""
-        deliveries = int(delivery.headers.get(_DELIVERY_COUNT) or 0)
+        deliveries = _deliveries(delivery) + 1
         if deliveries < DELIVERY_LIMIT:
-            logger.exception("job returned to the queue", extra=_about(message, deliveries=deliveries + 1))
-            await asyncio.sleep(min(2.0**deliveries, _LONGEST_RETRY_SECONDS) * self._retry_seconds)
+            logger.exception("job returned to the queue", extra=_about(message, deliveries=deliveries))
+            await asyncio.sleep(min(2.0 ** (deliveries - 1), _LONGEST_RETRY_SECONDS) * self._retry_seconds)
             await self._return(delivery, message, attempt)
             return "returned"
         logger.exception("job given up: its message goes to the dead-letter queue", extra=_about(message))
-        await self._fail(
-            message, attempt, f"given up after {deliveries + 1} deliveries: {type(error).__name__}: {error}"
-        )
+        await self._fail(message, attempt, f"given up after {deliveries} deliveries: {type(error).__name__}: {error}")
         await _settle(delivery.nack(requeue=False))
         return "dead_lettered"
 
@@ -370,6 +384,11 @@ class Worker:
             with suppress(DependencyUnavailableError):
                 await self._jobs.give_back(message.job_id, attempt)
         await _settle(delivery.nack(requeue=True))
+
+
+def _deliveries(delivery: Delivery) -> int:
+    """How often a message was delivered before."""
+    return int(delivery.headers.get(DELIVERY_COUNT) or 0)
 
 
 async def _settle(answer: Awaitable[None]) -> None:
