@@ -37,7 +37,6 @@ def replicas(system: System) -> Iterator[set[str]]:
     values.setdefault("ray-serve", {})["serve"] = {
         **values.get("ray-serve", {}).get("serve", {}),
         "replicas": REPLICAS,
-        "cpusPerReplica": 0.3,
         "autoscaling": {"enabled": False},
     }
     try:
