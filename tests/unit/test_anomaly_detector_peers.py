@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -208,7 +209,7 @@ def test_the_real_haproxy_is_started(tmp_path: Path) -> None:
         f'    return os.environ.get("RAY_SERVE_HAPROXY_BINARY_PATH", {str(haproxy)!r})\n'
     )
     environment = {
-        "PYTHONPATH": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
         "RAY_SERVE_HAPROXY_BINARY_PATH": affinity.__file__,
         "AFFINITY_MAX_LOAD_PERCENT": "175",
     }
