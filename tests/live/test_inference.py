@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from datetime import UTC, datetime
 from typing import Any
 from xml.etree import ElementTree
 
@@ -86,8 +88,26 @@ def test_models_and_series_are_plotted(system: System, known: str) -> None:
     assert "anomalies in 2000 points" in picture.text
 
 
+def drift_events(system: System) -> int:
+    """How many drift events wait for somebody to consume them."""
+    words = (
+        "rabbitmqctl",
+        "--quiet",
+        "list_queues",
+        "--vhost",
+        "ml-training",
+        "name",
+        "messages",
+        "--formatter",
+        "json",
+    )
+    listed = system.namespace.kubectl("exec", "rabbitmq-0", "--container", "rabbitmq", "--", *words).stdout
+    return int({queue["name"]: queue["messages"] for queue in json.loads(listed)}["drift-detected"])
+
+
 def test_drift_is_seen(system: System, series: str) -> None:
     system.model(series, seed=23)
+    events = drift_events(system)
 
     def drift_after(data: list[dict[str, float]], state: str) -> None:
         """Replicas keep count each for itself: ask until one has seen enough."""
@@ -103,6 +123,12 @@ def test_drift_is_seen(system: System, series: str) -> None:
 
     drift_after(points(1000, seed=24), "stable")
     drift_after([{**point, "value": point["value"] * 3 + 2} for point in points(3000, seed=25)], "major")
+
+    def told() -> bool:
+        assert drift_events(system) > events
+        return True
+
+    wait_for(told, "the event of the drift", 30)
     largest = system.inference.request("GET", "/drift?limit=1000").json()["largest"]
     assert series in {each["series_id"] for each in largest}
     metrics = system.inference.request("GET", "/metrics").text
@@ -153,3 +179,17 @@ def test_models_answer_when_everything_they_came_from_is_away(system: System, se
             system.pod(component)
     # And on it goes, without a restart.
     system.model(unique("after"))
+
+
+def test_a_new_version_answers_soon_after_its_event(system: System, series: str) -> None:
+    system.model(series, seed=60)
+    job = system.succeeded(system.fit(series, points(1000, seed=61)))
+    system.served(series, job["model_version"])
+    done = datetime.now(UTC)
+    seconds = (done - datetime.fromisoformat(job["finished_at"])).total_seconds()
+    print(f"version 2 was seen to answer {seconds:.2f} s after the end of its job")
+    health = system.inference.request("GET", "/health").json()
+    assert health["dependencies"].keys() == {"mlflow", "object-store", "broker"}
+    for dependency in health["dependencies"].values():
+        assert dependency["status"] == "up"
+        assert dependency["latency_ms"] >= 0

@@ -14,6 +14,7 @@ QUEUES = {
     "training-priority-high": "training.job.priority",
     "training-completion": "training.completed.*",
 }
+DRIFT = "drift-detected"
 DEAD_LETTERS = "training-jobs-dlq"
 
 
@@ -29,7 +30,7 @@ def definitions(manifests: Manifests) -> Any:
 
 def test_queues_survive_a_node_and_bound_redelivery(definitions: Any) -> None:
     queues = {queue["name"]: queue for queue in definitions["queues"]}
-    assert queues.keys() == {*QUEUES, DEAD_LETTERS}
+    assert queues.keys() == {*QUEUES, DRIFT, DEAD_LETTERS}
     for name, queue in queues.items():
         assert queue["durable"], name
         assert queue["arguments"]["x-queue-type"] == "quorum", name
@@ -43,6 +44,7 @@ def test_every_key_leads_to_its_queue(definitions: Any) -> None:
     bindings = {(b["source"], b["routing_key"]): b["destination"] for b in definitions["bindings"]}
     for queue, key in QUEUES.items():
         assert bindings["training-events", key] == queue
+    assert bindings["drift-events", "drift.detected.*"] == DRIFT
 
 
 def test_every_dead_letter_has_a_queue(definitions: Any) -> None:
@@ -78,6 +80,15 @@ def test_users_may_do_what_they_need_and_no_more(definitions: Any) -> None:
         assert not re.match(serving["configure"], queue), queue
     assert re.match(serving["configure"], "serving-1")
     assert not re.match(serving["write"], "training-events")
+    assert re.match(serving["write"], "drift-events")
+    for refused in ("configure", "read"):
+        assert not re.match(serving[refused], "drift-events")
+        assert not re.match(serving[refused], DRIFT)
+    (topics,) = definitions["topic_permissions"]
+    assert (topics["user"], topics["exchange"]) == ("serving", "drift-events")
+    assert re.search(topics["write"], "drift.detected.sensor_1_x")
+    for key in ("training.completed.sensor_1_x", "drift.detected.", "drift.detected.a.b"):
+        assert not re.search(topics["write"], key)
 
 
 def test_no_password_stands_in_it(definitions: Any) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from aio_pika import Message
 from pydantic import SecretStr
 from unit.inference_world import World, code
 
-from anomaly_detection.contracts import TrainingCompleted
+from anomaly_detection.contracts import DriftDetected, TrainingCompleted
 from anomaly_detection.errors import DependencyUnavailableError
 from anomaly_detection.scoring import ScoringModel
 from anomaly_detection.settings import BrokerSettings
@@ -211,7 +212,7 @@ def completed(series_id: str) -> bytes:
 @pytest.fixture
 def events(world: World) -> CompletionEvents:
     broker = BrokerSettings(host="nowhere", user="serving", password=SecretStr("unused"))
-    return CompletionEvents(broker, world.service.cache)
+    return CompletionEvents(broker, world.service.cache, world.service.drift)
 
 
 async def test_event_brings_the_new_version(world: World, blobs: list[bytes], events: CompletionEvents) -> None:
@@ -492,6 +493,8 @@ class BrokerConnection:
     def __init__(self) -> None:
         self.close_callbacks: set[Any] = set()
         self.consuming = asyncio.Event()
+        self.published: list[tuple[str, bytes]] = []
+        self.sent = asyncio.Event()
 
     async def __aenter__(self) -> BrokerConnection:
         return self
@@ -510,6 +513,13 @@ class BrokerConnection:
 
     async def consume(self, *_: object, **__: object) -> None:
         self.consuming.set()
+
+    async def get_exchange(self, *_: object, **__: object) -> BrokerConnection:
+        return self
+
+    async def publish(self, message: Message, routing_key: str, **_: object) -> None:
+        self.published.append((routing_key, message.body))
+        self.sent.set()
 
 
 async def test_lost_connection_to_the_broker_is_noticed_and_replaced(
@@ -539,3 +549,48 @@ async def test_lost_connection_to_the_broker_is_noticed_and_replaced(
     receiving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await receiving
+
+
+async def test_drift_events_go_out_over_the_connection(
+    world: World, events: CompletionEvents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = BrokerConnection()
+
+    async def connect(**_: object) -> BrokerConnection:
+        return connection
+
+    monkeypatch.setattr("anomaly_detector.events.aio_pika.connect", connect)
+    drift = world.service.drift
+    drift.waiting.append(
+        DriftDetected(
+            series_id="a",
+            model_version=1,
+            population_stability_index=0.4,
+            threshold=0.25,
+            recent_points=600,
+            replica="alone",
+            detected_at=datetime.now(UTC),
+        )
+    )
+    receiving = asyncio.create_task(events.run())
+    async with asyncio.timeout(20):
+        await connection.sent.wait()
+    receiving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await receiving
+    ((key, body),) = connection.published
+    assert key == "drift.detected.a"
+    assert DriftDetected.model_validate_json(body).model_version == 1
+
+
+async def test_a_batch_in_parts_is_the_same_as_in_one(
+    world: World, blobs: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anomaly_detector.predictor._POINTS_AT_ONCE", 7)
+    world.publish("a", blobs[0])
+    for count in (1, 6, 7, 8, 20):
+        data = [{"timestamp": i, "value": i / 5} for i in range(count)]
+        single = (await world.client.post("/predict/a/batch", json={"data": data})).json()
+        many = (await world.client.post("/predict", json={"series": {"a": {"data": data}}})).json()
+        assert single == many["results"]["a"]
+        assert [each["timestamp"] for each in single["predictions"]] == list(range(count))

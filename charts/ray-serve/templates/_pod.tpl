@@ -37,6 +37,10 @@ spec:
           value: /opt/app/anomaly_detector/affinity.py
         - name: AFFINITY_MAX_LOAD_PERCENT
           value: {{ int $values.serve.maxLoadPercent | quote }}
+        - name: HAPROXY_DIRECTORY
+          value: /tmp/haproxy-serve
+        - name: HAPROXY_URL
+          value: http://127.0.0.1:8000
         - name: RAY_USAGE_STATS_ENABLED
           value: "0"
         # `kubectl logs` shows the replicas' logs; nothing is rotated in a file.

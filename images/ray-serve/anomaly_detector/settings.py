@@ -6,8 +6,21 @@ import tempfile
 from pathlib import Path
 
 from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from anomaly_detection.settings import ServiceSettings
+
+
+class AffinitySettings(BaseSettings):
+    """`AFFINITY_MAX_LOAD_PERCENT`; read by what starts HAProxy."""
+
+    model_config = SettingsConfigDict(env_prefix="AFFINITY_", frozen=True)
+
+    max_load_percent: int = Field(
+        default=150,
+        gt=100,
+        description="requests a replica may have at once, in per cent of the average of all replicas",
+    )
 
 
 class InferenceSettings(ServiceSettings):

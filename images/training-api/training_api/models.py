@@ -7,7 +7,6 @@ in the registry and the number that keeps older jobs away change together.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from uuid import UUID
@@ -35,6 +34,7 @@ from anomaly_detection.contracts import (
 )
 from anomaly_detection.errors import RETRY_AFTER_SECONDS, AppError, DependencyUnavailableError, ErrorCode
 from anomaly_detection.logging import request_id
+from anomaly_detection.stability import population_stability_index
 from training_api.services import Services, announce
 
 _QUANTILE = "score_"
@@ -155,16 +155,6 @@ def kolmogorov_smirnov(a: Sequence[int], b: Sequence[int]) -> float:
     """Greatest difference between the cumulative shares of two histograms over the same bins, 0 to 1."""
     below_a, below_b = accumulate(a), accumulate(b)
     return max(abs(x / sum(a) - y / sum(b)) for x, y in zip(below_a, below_b, strict=True))
-
-
-def population_stability_index(a: Sequence[int], b: Sequence[int]) -> float:
-    """Sum over the bins of (share b - share a) ln(share b / share a); 0 for equal shares.
-
-    Half a point is added to every bin, so that a bin that only one of the two uses counts without being infinite.
-    """
-    total_a, total_b = sum(a) + len(a) / 2, sum(b) + len(b) / 2
-    shares = [((x + 0.5) / total_a, (y + 0.5) / total_b) for x, y in zip(a, b, strict=True)]
-    return sum((y - x) * math.log(y / x) for x, y in shares)
 
 
 async def promote(services: Services, series_id: str, number: int) -> ProductionChanged:
