@@ -234,6 +234,11 @@ class Report:
         return [branch for branch, names in self.taken.items() if not names and branch.id not in self.exempt]
 
     @property
+    def missed(self) -> int:
+        """How many are not covered."""
+        return len(self.uncovered)
+
+    @property
     def stale(self) -> list[str]:
         """Exemptions that name no branch, or one that is taken."""
         untaken = {branch.id for branch, names in self.taken.items() if not names}

@@ -2,7 +2,8 @@
 
 Every mutant (see `mutation_operators.py`) is one edit of one file. It is killed when the chart no longer renders where
 it did, or when a test of the suite fails. One whose text is the same in every scenario and refusal has no effect, and
-counts neither way. The score is killed / (killed + survived). A survivor needs a reason, which does not raise the score.
+counts neither way. The score is killed / (killed + survived). A survivor needs a reason, which
+does not raise the score.
 """
 
 from __future__ import annotations
@@ -385,7 +386,9 @@ def _fast_results(trial: Trial, todo: Sequence[Mutant], arguments: argparse.Name
     print(f"{len(todo)} mutants, {len(results)} of them known from an earlier run", flush=True)
     begun = time.monotonic()
     with state.open("a") as log:
-        for result in try_mutants(trial, left, workers=arguments.workers, check=not known and not os.environ.get("NOCHECK"), say=print):
+        for result in try_mutants(
+            trial, left, workers=arguments.workers, check=not known and not os.environ.get("NOCHECK"), say=print
+        ):
             results.append(result)
             entry = {"id": result.mutant.id, "status": result.status, "by": result.by, "seconds": result.seconds}
             log.write(json.dumps(entry) + "\n")

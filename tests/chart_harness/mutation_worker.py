@@ -60,7 +60,8 @@ class Worker:
     def pytest_configure(self, config: pytest.Config) -> None:
         """Render through the engine."""
         self.engine = Engine(build(cache_folder()))
-        session_of(config)._renderer = EngineRenderer(find_helm(session_of(config).setup.helm), self.engine)
+        self.renderer = EngineRenderer(find_helm(session_of(config).setup.helm), self.engine)
+        session_of(config)._renderer = self.renderer
 
     @pytest.hookimpl(wrapper=True)
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> Generator[None, None, None]:
@@ -137,8 +138,10 @@ class Worker:
         self.writing.flush()
 
     def _render(self, chart: Chart, scenario: Scenario) -> tuple[str, str]:
-        output, error, _ = self.engine.render(chart.path, scenario)
-        return output, error
+        try:
+            return self.renderer.text(chart, scenario), ""
+        except HelmError as error:
+            return "", str(error)
 
     def _whole_suite(self, session: pytest.Session) -> dict[str, Any]:
         """Whether the suite passes without a mutant."""
@@ -153,13 +156,14 @@ class Worker:
         begun = time.monotonic()
         file.write_text(source[: mutant["start"]] + mutant["replacement"] + source[mutant["end"] :])
         harness = session_of(session.config)
-        unchanged = harness._chart
+        known = dict(self.renderer._answers), dict(self.renderer._parsed), dict(self.renderer._documents)
         try:
-            harness._chart = Chart(harness.setup.chart)
+            _forget(harness.chart)
             verdict = self._verdict(session, harness, likely)
         finally:
-            harness._chart = unchanged
             file.write_text(source)
+            _forget(harness.chart)
+            self.renderer._answers, self.renderer._parsed, self.renderer._documents = known
         if "::" in verdict["by"]:
             self.kills[_function(verdict["by"])] += 1
         return {**verdict, "seconds": round(time.monotonic() - begun, 2)}
@@ -235,6 +239,7 @@ class Worker:
         os.dup2(silence, 1)
         os.dup2(silence, 2)
         self.focus, self.with_unswept, self.failure = scenarios, with_unswept, None
+        _forget_fixtures(session)
         items = [item for module in self.modules for item in _items(module)]
         session.config.hook.pytest_collection_modifyitems(session=session, config=session.config, items=items)
         for index, item in enumerate(items):
@@ -243,6 +248,28 @@ class Worker:
             if self.failure:
                 break
         return self.failure
+
+
+def _forget(chart: Chart) -> None:
+    """Let a chart read its files again; it stays the same object, which fixtures hold."""
+    for name in ("files", "digest"):
+        chart.__dict__.pop(name, None)
+
+
+def _forget_fixtures(session: pytest.Session) -> None:
+    """Let fixtures that see the rendering be made again; one that asks for nothing is taken not to read the chart."""
+    known = session._fixturemanager._arg2fixturedefs
+
+    def sees(name: str, above: frozenset[str] = frozenset()) -> bool:
+        if name in _WHOLE:
+            return True
+        asked = {argument for fixture in known.get(name, ()) for argument in fixture.argnames} - above - {name}
+        return any(sees(argument, above | {name}) for argument in asked)
+
+    for name, fixtures in known.items():
+        if name not in ("chart", "renderer", "pytestconfig") and sees(name):
+            for fixture in fixtures:
+                fixture.cached_result = None
 
 
 def _items(collector: pytest.Collector) -> Iterator[pytest.Item]:

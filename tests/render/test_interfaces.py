@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ KINDS_OF_VOLUMES = ("configMap", "secret", "emptyDir", "persistentVolumeClaim", 
 def interface(container: Container) -> dict[str, Any]:
     """What a container runs and is told, where it listens, what it sees."""
     spec = container.spec
-    repository = str(spec["image"]).partition("@")[0].rpartition(":")[0]
+    repository = re.sub(r"@.*$|:[^:/]*$", "", str(spec["image"]))
     found: dict[str, Any] = {
         "image": repository,
         "command": [*(spec.get("command") or []), *(spec.get("args") or [])],
@@ -135,9 +136,16 @@ def interfaces(manifests: Manifests) -> dict[str, Any]:
 
 
 def difference(found: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """What of one interface is not in another; an object that is gone is null."""
-    changed = {name: value for name, value in found.items() if base.get(name) != value}
-    return {**changed, **dict.fromkeys(sorted(base.keys() - found.keys()))}
+    """What of one interface is not in another, key by key; what is gone is null."""
+    changed: dict[str, Any] = dict.fromkeys(sorted(base.keys() - found.keys()))
+    for name, value in found.items():
+        below = base.get(name)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            if inner := difference(value, below):
+                changed[name] = inner
+        elif value != below:
+            changed[name] = value
+    return changed
 
 
 def test_interfaces_stay(renderings: list[Manifests]) -> None:
