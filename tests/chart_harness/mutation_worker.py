@@ -55,6 +55,8 @@ class Worker:
         self.failure: str | None = None
         self.base: dict[str, tuple[str, str]] = {}
         self.modules: list[pytest.Module] = []
+        self.made: list[pytest.FixtureDef[Any]] = []
+        self.asked: dict[str, set[str]] = {}
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
@@ -87,6 +89,12 @@ class Worker:
             return harness.renderer.render(harness.chart, scenario).where(lambda manifest: id(manifest) not in known)
 
         return render
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> None:
+        """Note what is made, and from what."""
+        self.made.append(fixturedef)
+        self.asked.setdefault(fixturedef.argname, set()).update(fixturedef.argnames)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -122,6 +130,7 @@ class Worker:
         self.modules = list(
             dict.fromkeys(module for item in session.items if (module := item.getparent(pytest.Module)))
         )
+        self.made = [fixture for fixture in dict.fromkeys(self.made) if fixture.cached_result is not None]
         self._say({"ready": True, "failure": self.failure})
         for line in self.reading:
             question = json.loads(line)
@@ -234,13 +243,23 @@ class Worker:
             raise HelmError(killer)
         return killer or None
 
+    def _forget_fixtures(self, request: pytest.FixtureRequest) -> None:
+        """Let fixtures that saw the rendering be made again; others are taken not to read it."""
+
+        def saw(name: str) -> bool:
+            return name in _WHOLE or any(saw(asked) for asked in self.asked.get(name, ()) if asked != name)
+
+        for fixture in self.made:
+            if fixture.argname not in ("chart", "renderer", "pytestconfig") and saw(fixture.argname):
+                fixture.finish(request)  # type: ignore[arg-type]  # of the request it needs the node alone
+
     def _run(self, session: pytest.Session, scenarios: Sequence[Scenario], with_unswept: bool) -> str | None:
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
         self.focus, self.with_unswept, self.failure = scenarios, with_unswept, None
-        _forget_fixtures(session)
         items = [item for module in self.modules for item in _items(module)]
+        self._forget_fixtures(next(item._request for item in items if isinstance(item, pytest.Function)))
         session.config.hook.pytest_collection_modifyitems(session=session, config=session.config, items=items)
         for index, item in enumerate(items):
             following = items[index + 1] if index + 1 < len(items) else None
@@ -254,22 +273,6 @@ def _forget(chart: Chart) -> None:
     """Let a chart read its files again; it stays the same object, which fixtures hold."""
     for name in ("files", "digest"):
         chart.__dict__.pop(name, None)
-
-
-def _forget_fixtures(session: pytest.Session) -> None:
-    """Let fixtures that see the rendering be made again; one that asks for nothing is taken not to read the chart."""
-    known = session._fixturemanager._arg2fixturedefs
-
-    def sees(name: str, above: frozenset[str] = frozenset()) -> bool:
-        if name in _WHOLE:
-            return True
-        asked = {argument for fixture in known.get(name, ()) for argument in fixture.argnames} - above - {name}
-        return any(sees(argument, above | {name}) for argument in asked)
-
-    for name, fixtures in known.items():
-        if name not in ("chart", "renderer", "pytestconfig") and sees(name):
-            for fixture in fixtures:
-                fixture.cached_result = None
 
 
 def _items(collector: pytest.Collector) -> Iterator[pytest.Item]:
