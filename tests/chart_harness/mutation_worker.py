@@ -104,7 +104,7 @@ class Worker:
             names = getattr(item, "fixturenames", ())
             swept = any(name in names for name in SWEPT)
             if item.get_closest_marker("sources") is None and (swept or self.with_unswept):
-                chosen.append(((not swept, -self.kills[_function(item.nodeid)]), item))
+                chosen.append(((-self.kills[_function(item.nodeid)], not swept), item))
         items[:] = [item for _, item in sorted(chosen, key=lambda pair: pair[0])]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
