@@ -161,8 +161,8 @@ def test_interfaces_stay(manifests: Manifests, written: dict[str, Any]) -> None:
     found = own if manifests.scenario == BASE else difference(own, written[BASE])
     known = written.get(manifests.scenario)
     if found != known:
-        texts = [yaml.safe_dump(content, width=160).splitlines() for content in (known, found)]
-        lines = difflib.unified_diff(*texts, "interfaces.yaml", "rendered", n=2, lineterm="")
+        before, after = (yaml.safe_dump(content, width=160).splitlines() for content in (known, found))
+        lines = difflib.unified_diff(before, after, "interfaces.yaml", "rendered", n=2, lineterm="")
         raise AssertionError("the interfaces changed:\n" + "\n".join(list(lines)[:80]))
 
 
