@@ -3,7 +3,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help up down clean status kubeconfig images test test-fast lock docs
+.PHONY: help up down clean status kubeconfig images test test-fast coverage mutants lock docs
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,12 @@ test: ## All tests; brings the cluster up where it is not
 
 test-fast: ## Format, lint, types, unit tests and render assertions; no cluster, no root
 	@$(PYTHON) -m ci test-fast
+
+coverage: ## Which branches of the templates the render tests take
+	@$(PYTHON) -m ci coverage
+
+mutants: ## How many mistakes in templates and values the render tests notice; MUTANTS="--changed main" for few
+	@$(PYTHON) -m ci mutants
 
 lock: ## Remake requirements/ from pyproject.toml
 	@$(PYTHON) -m ci lock

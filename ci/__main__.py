@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -201,6 +202,24 @@ def _pytest(*arguments: str, **environment: str) -> int:
     return python_environment.run("-m", "pytest", *arguments, environment=environment)
 
 
+def coverage() -> int:
+    """Which branches of the chart's templates the render tests take; fails when one is not."""
+    return _chart_harness("coverage")
+
+
+def mutants() -> int:
+    """How many mistakes in templates and values the render tests notice; MUTANTS holds options (--changed main)."""
+    return _chart_harness("mutate", *shlex.split(os.environ.get("MUTANTS", "")))
+
+
+def _chart_harness(command: str, *options: str) -> int:
+    """Run a command of the harness, as `python -m chart_harness COMMAND`."""
+    programs.build(["helm"])
+    python_environment.ensure()
+    search_path = str(paths.REPOSITORY / "tests")
+    return python_environment.run("-m", "chart_harness", command, *options, environment={"PYTHONPATH": search_path})
+
+
 def lock() -> int:
     """Remake requirements/ from pyproject.toml."""
     return subprocess.call([sys.executable, "-m", "ci.lock"], cwd=paths.REPOSITORY)
@@ -220,6 +239,8 @@ COMMANDS = {
     "images": build_images,
     "test": test,
     "test-fast": test_fast,
+    "coverage": coverage,
+    "mutants": mutants,
     "lock": lock,
     "docs": docs,
 }

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_PODS = ("training-api", "training-worker", "ray-serve", "rabbitmq", "mlflow.server", "mlflow.postgresql", "mlflow.objectStore")
+_PODS = (
+    "training-api",
+    "training-worker",
+    "ray-serve",
+    "rabbitmq",
+    "mlflow.server",
+    "mlflow.postgresql",
+    "mlflow.objectStore",
+)
 _DIGEST = "sha256:" + 64 * "a"
 _RULE = {"ports": [{"port": 7777, "protocol": "TCP"}]}
 
@@ -32,13 +40,17 @@ def _placed(places: tuple[str, ...], values: Mapping[str, Any]) -> dict[str, Any
 TEMPLATE_SCENARIOS: Mapping[str, Mapping[str, Any]] = {
     "own-choices": _placed(_PODS, _OWN_CHOICES),
     "digests": {
-        **_placed(("training-api", "training-worker", "ray-serve", "rabbitmq", "tools"), {"image": {"digest": _DIGEST}}),
+        **_placed(
+            ("training-api", "training-worker", "ray-serve", "rabbitmq", "tools"), {"image": {"digest": _DIGEST}}
+        ),
         "mlflow": {
             "server": {"image": {"digest": _DIGEST}},
             "postgresql": {
                 "image": {"digest": _DIGEST},
                 "persistence": {"storageClassName": "fast"},
-                "configuration": dict.fromkeys(("shared_buffers", "effective_cache_size", "log_min_duration_statement")),
+                "configuration": dict.fromkeys(
+                    ("shared_buffers", "effective_cache_size", "log_min_duration_statement")
+                ),
             },
             "objectStore": {"minio": {"image": {"digest": _DIGEST}}, "persistence": {"storageClassName": "fast"}},
         },
@@ -53,7 +65,10 @@ TEMPLATE_SCENARIOS: Mapping[str, Mapping[str, Any]] = {
                 )
             },
         },
-        "rabbitmq": {"configuration": {"heartbeat": "30", "channel_max": "64"}, "persistence": {"storageClassName": "fast"}},
+        "rabbitmq": {
+            "configuration": {"heartbeat": "30", "channel_max": "64"},
+            "persistence": {"storageClassName": "fast"},
+        },
     },
     "external-broker": {
         "global": {"broker": {"host": "mq.example.com"}, "secrets": {"broker": {"existingSecret": "own-broker"}}},

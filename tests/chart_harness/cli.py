@@ -7,10 +7,10 @@ import json
 import sys
 from collections.abc import Sequence
 
-from chart_harness import diff, graph, options, speed, upgrade
+from chart_harness import coverage, diff, graph, mutation, options, speed, upgrade
 from chart_harness.render import HelmError
 
-COMMANDS = (diff, graph, upgrade, speed)
+COMMANDS = (diff, graph, coverage, mutation, upgrade, speed)
 """Modules with a command each, beside `render`."""
 
 _RENDER_EXAMPLES = """\

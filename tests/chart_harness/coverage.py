@@ -1,12 +1,12 @@
 """Which branches of a chart's templates its scenarios take, measured by helm's own renderer.
 
-A copy of the chart gets a mark behind every `if`, `else if`, `else`, `with`, `range` and `define`, and an `else` with a mark
-where there is none. A mark is `{{ if lookup "chart-harness/mark" "N" "" "" }}{{ end }}`: it prints nothing, takes no whitespace
-away, and tells the engine (see `engine.py`) that it was passed. For every scenario the text rendered with marks must equal
-the text that helm renders without, so that what is measured is the chart and not the marks.
+A copy of the chart gets a mark behind every `if`, `else if`, `else`, `with`, `range` and `define`, and an `else` with a
+mark where there is none. A mark is `{{ if lookup "chart-harness/mark" "N" "" "" }}{{ end }}`: it prints nothing, takes
+no whitespace away, and tells the engine (see `engine.py`) that it was passed. For every scenario the text rendered with
+marks must equal the text that helm renders without, so that what is measured is the chart and not the marks.
 
-Not seen: which operand decided an `and`, `or`, `default`, `ternary` or `coalesce`; text that values hand to `tpl`; lines of
-one branch apart, which are rendered together.
+Not seen: which operand decided an `and`, `or`, `default`, `ternary` or `coalesce`; text that values hand to `tpl`;
+lines of one branch apart, which are rendered together.
 """
 
 from __future__ import annotations
@@ -110,9 +110,18 @@ class Instrumented:
 
 @dataclass(frozen=True)
 class _Mark:
-    """What passing a mark means: a branch was taken, or a loop begins, has an element, or ends."""
+    """What passing a mark means: a branch was taken, or a loop begins, has an element, or ends.
+
+    Attributes:
+        kind: `branch`, `begin`, `element` or `end`.
+        file, line, way: where the block's part begins that the mark stands in.
+        branches: the branch that was taken, or those of which a loop takes one.
+    """
 
     kind: str
+    file: str
+    line: int
+    way: str
     branches: tuple[Branch, ...]
 
 
@@ -134,7 +143,7 @@ def instrument(file: str, source: str) -> Instrumented:
         found = tuple(Branch(file, action.line, " ".join(action.body.split()), way) for way in ways)
         made.branches += found
         name = f"{file}#{len(made.marks)}"
-        made.marks[name] = _Mark(kind, found)
+        made.marks[name] = _Mark(kind, file, action.line, "not taken" if "not taken" in ways else "taken", found)
         return _MARK.format(name)
 
     for action in actions(source):
@@ -225,6 +234,11 @@ class Report:
         return [branch for branch, names in self.taken.items() if not names and branch.id not in self.exempt]
 
     @property
+    def missed(self) -> int:
+        """How many are not covered."""
+        return len(self.uncovered)
+
+    @property
     def stale(self) -> list[str]:
         """Exemptions that name no branch, or one that is taken."""
         untaken = {branch.id for branch, names in self.taken.items() if not names}
@@ -262,6 +276,30 @@ def templates(chart: Chart) -> list[Path]:
     ]
 
 
+class _Marked:
+    """A copy of a chart with marks, for as long as it is open."""
+
+    def __init__(self, chart: Chart) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self.path = Path(self._folder.name) / chart.path.name
+        self.marks: dict[str, _Mark] = {}
+        self.branches: list[Branch] = []
+        for file in chart.files:
+            (self.path / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(chart.path / file, self.path / file)
+        for file in templates(chart):
+            made = instrument(str(file), (chart.path / file).read_text())
+            (self.path / file).write_text(made.source)
+            self.marks |= made.marks
+            self.branches += made.branches
+
+    def __enter__(self) -> _Marked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+
 def measure(setup: Setup, renderer: Renderer, engine: Engine, exempt: Mapping[str, str]) -> Report:
     """Render every scenario and refusal of a setup with marks.
 
@@ -269,29 +307,62 @@ def measure(setup: Setup, renderer: Renderer, engine: Engine, exempt: Mapping[st
         AssertionError: a scenario does not render, or renders to something else than helm's text.
     """
     chart = Chart(setup.chart)
-    with tempfile.TemporaryDirectory() as folder:
-        # The folder's name must not matter, but is what helm calls a chart that it cannot read.
-        copy = Path(folder) / chart.path.name
-        marks: dict[str, _Mark] = {}
-        taken: dict[Branch, list[str]] = {}
-        for file in chart.files:
-            (copy / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(chart.path / file, copy / file)
-        for file in templates(chart):
-            made = instrument(str(file), (chart.path / file).read_text())
-            (copy / file).write_text(made.source)
-            marks |= made.marks
-            taken |= {branch: [] for branch in made.branches}
+    with _Marked(chart) as marked:
+        taken: dict[Branch, list[str]] = {branch: [] for branch in marked.branches}
         for scenario in setup.scenarios:
-            output, error, passed = engine.render(copy, scenario)
+            output, error, passed = engine.render(marked.path, scenario)
             assert not error, f"with marks, «{scenario.name}» does not render:\n{error}"
             assert output == renderer.text(chart, scenario), f"with marks, «{scenario.name}» renders something else"
-            _note(taken, passed, marks, scenario)
+            _note(taken, passed, marked.marks, scenario)
         for scenario, _ in setup.refusals:
-            _, error, passed = engine.render(copy, scenario)
+            _, error, passed = engine.render(marked.path, scenario)
             assert error, f"with marks, «{scenario.name}» renders, though it should be refused"
-            _note(taken, passed, marks, scenario)
+            _note(taken, passed, marked.marks, scenario)
     return Report(taken, exempt)
+
+
+def scenarios_by_line(setup: Setup, engine: Engine) -> dict[tuple[str, int], list[str]]:
+    """Template and line -> the scenarios that pass the line, for lines inside of a block.
+
+    A line with the beginning or the end of a block belongs to what is around the block, since changing it can change
+    whether the block is entered.
+    """
+    chart = Chart(setup.chart)
+    passed_by: dict[tuple[str, int, str], list[str]] = {}
+    with _Marked(chart) as marked:
+        for scenario in setup.scenarios:
+            _, _, passed = engine.render(marked.path, scenario)
+            # A loop's mark stands for its body; the branches of its elements are known only at its end.
+            for mark in {marked.marks[name] for name in passed if marked.marks[name].kind in ("branch", "element")}:
+                passed_by.setdefault((mark.file, mark.line, mark.way), []).append(scenario.name)
+    found: dict[tuple[str, int], list[str]] = {}
+    for file in templates(chart):
+        for line, position in enclosing_blocks((chart.path / file).read_text()):
+            if position is not None:
+                found[str(file), line] = passed_by.get((str(file), *position), [])
+    return found
+
+
+def enclosing_blocks(source: str) -> Iterator[tuple[int, tuple[int, str] | None]]:
+    """Each line of a template, with the line and the way of the part of a block that holds the whole of it."""
+    parts: list[tuple[int, int, str]] = []  # line of the block, line of this part of it, way
+    events: dict[int, list[Action]] = {}
+    for action in actions(source):
+        events.setdefault(action.line, []).append(action)
+    for line in range(1, source.count("\n") + 2):
+        outer = len(parts)
+        for action in events.get(line, ()):
+            word = action.word
+            if word in ("if", "with", "range", "define", "block"):
+                parts.append((action.line, action.line, "taken"))
+            elif word.startswith("else"):
+                block, _, _ = parts.pop()
+                outer = min(outer, len(parts))
+                parts.append((block, action.line, "taken") if word != "else" else (block, block, "not taken"))
+            elif word == "end":
+                parts.pop()
+                outer = min(outer, len(parts))
+        yield line, parts[outer - 1][1:] if outer else None
 
 
 def _note(
@@ -323,7 +394,9 @@ def setup_of(suite: Path) -> Setup:
     with contextlib.redirect_stdout(io.StringIO()) as said:
         pytest.main([str(suite), "--quiet", "-p", "no:cacheprovider"], plugins=[described])
     if described.setup is None:
-        raise HelmError(f"{suite} has no setup, which conftest.py gives in pytest_chart_harness(config)\n{said.getvalue()}")
+        raise HelmError(
+            f"{suite} has no setup, which conftest.py gives in pytest_chart_harness(config)\n{said.getvalue()}"
+        )
     return described.setup
 
 
@@ -373,16 +446,3 @@ def run(arguments: argparse.Namespace) -> int:
     for name in report.stale:
         print(f"needless exemption: {name}")
     return 1 if report.uncovered or report.stale else 0
-
-
-def main() -> int:
-    """`python -m chart_harness.coverage`."""
-    parser = argparse.ArgumentParser(prog="python -m chart_harness.coverage")
-    add_command(parser.add_subparsers(required=True))
-    arguments: argparse.Namespace = parser.parse_args()
-    code: int = arguments.run(arguments)
-    return code
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -148,7 +148,9 @@ def build(cache: Path) -> Path:
     if program.exists():
         return program
     if not shutil.which("go"):
-        raise HelmError("the engine is built with Go, which is not on PATH; or name a built one in CHART_HARNESS_ENGINE")
+        raise HelmError(
+            "the engine is built with Go, which is not on PATH; or name a built one in CHART_HARNESS_ENGINE"
+        )
     program.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=program.parent) as scratch:
         _go(["build", "-ldflags", f"-s -w -X helm.sh/helm/v3/internal/version.version={version()}", "-o", scratch, "."])

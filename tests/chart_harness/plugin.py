@@ -89,6 +89,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the plugin's marker known."""
+    config.addinivalue_line("markers", "sources: judges the chart's sources, not what they render; kills no mutants")
     config.addinivalue_line("markers", "kinds(*names): narrow the fixture `manifest` to objects of these kinds")
 
 
