@@ -393,3 +393,17 @@ async def test_an_unknown_option_of_a_csv_request_is_refused(
 ) -> None:
     answer = await client.post(f"/fit/s1?{query}", content=csv_of(points), headers=CSV)
     assert (answer.status_code, answer.json()["error"]["message"]) == (422, "a parameter is not acceptable")
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/fit/a", "POST"),
+        ("/jobs/26d1dd9c-a9c4-42ca-a6ad-71da9c46a5a8", "DELETE, GET"),
+        ("/models/a/versions/1", "DELETE, GET"),
+    ],
+)
+async def test_a_path_tells_all_of_its_methods(backend: Backend, path: str, allowed: str) -> None:
+    async with backend.client() as client:
+        answer = await client.patch(path)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
