@@ -48,9 +48,9 @@ def _values_arguments() -> list[str]:
     return [word for path in (VALUES, IMAGE_VALUES) for word in ("--values", str(path))]
 
 
-def helm(cluster: Cluster, *arguments: str | Path) -> list[str]:
+def helm(cluster: Cluster, *arguments: str | Path, namespace: str = NAMESPACE) -> list[str]:
     """The command line of `helm` for the release's namespace."""
-    command = [str(paths.BIN / "helm"), "--kubeconfig", str(cluster.kubeconfig), "--namespace", NAMESPACE]
+    command = [str(paths.BIN / "helm"), "--kubeconfig", str(cluster.kubeconfig), "--namespace", namespace]
     return [*command, *map(str, arguments)]
 
 
@@ -65,8 +65,8 @@ def _recover(cluster: Cluster) -> None:
         console.say("    an earlier helm was interrupted: its unfinished revision is forgotten")
 
 
-def _objects(cluster: Cluster, kinds: str) -> list[dict[str, Any]]:
-    listed = console.output(cluster.kubectl("-n", NAMESPACE, "get", kinds, "-o", "json"))
+def _objects(cluster: Cluster, kinds: str, namespace: str) -> list[dict[str, Any]]:
+    listed = console.output(cluster.kubectl("-n", namespace, "get", kinds, "-o", "json"))
     items: list[dict[str, Any]] = json.loads(listed)["items"]
     return items
 
@@ -97,7 +97,7 @@ def _waits_for(item: Mapping[str, Any]) -> str | None:
     return None if done else name
 
 
-def wait_ready(cluster: Cluster, seconds: float = READY_SECONDS) -> None:
+def wait_ready(cluster: Cluster, seconds: float = READY_SECONDS, *, namespace: str = NAMESPACE) -> None:
     """Wait until every workload of the release is ready, and say which are not yet.
 
     Raises:
@@ -106,7 +106,7 @@ def wait_ready(cluster: Cluster, seconds: float = READY_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     shown = ""
     while True:
-        items = _objects(cluster, "deployments,statefulsets,jobs,rayservices.ray.io")
+        items = _objects(cluster, "deployments,statefulsets,jobs,rayservices.ray.io", namespace)
         waiting = [name for name in map(_waits_for, items) if name]
         if not waiting:
             return
@@ -116,24 +116,24 @@ def wait_ready(cluster: Cluster, seconds: float = READY_SECONDS) -> None:
             shown = line
         if time.monotonic() > deadline:
             raise console.Failure(
-                f"not ready after {seconds:.0f} s: {', '.join(waiting)}\n{diagnosis(cluster)}", "see above"
+                f"not ready after {seconds:.0f} s: {', '.join(waiting)}\n{diagnosis(cluster, namespace)}", "see above"
             )
         time.sleep(1)
 
 
-def diagnosis(cluster: Cluster) -> str:
+def diagnosis(cluster: Cluster, namespace: str = NAMESPACE) -> str:
     """The pods that are not ready with the end of their logs, and the namespace's last warnings, as text."""
-    parts = [console.output(cluster.kubectl("-n", NAMESPACE, "get", "pods", "-o", "wide"))]
-    for pod in _objects(cluster, "pods"):
+    parts = [console.output(cluster.kubectl("-n", namespace, "get", "pods", "-o", "wide"))]
+    for pod in _objects(cluster, "pods", namespace):
         states = pod["status"].get("containerStatuses", []) + pod["status"].get("initContainerStatuses", [])
         if pod["status"]["phase"] == "Succeeded" or (states and all(s["ready"] for s in states)):
             continue
         name = pod["metadata"]["name"]
-        command = cluster.kubectl("-n", NAMESPACE, "logs", name, "--all-containers", "--tail=15", "--prefix")
+        command = cluster.kubectl("-n", namespace, "logs", name, "--all-containers", "--tail=15", "--prefix")
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         parts.append(f"--- {name}\n{done.stdout or done.stderr}")
     events = cluster.kubectl(
-        "-n", NAMESPACE, "get", "events", "--field-selector", "type=Warning", "--sort-by=.lastTimestamp"
+        "-n", namespace, "get", "events", "--field-selector", "type=Warning", "--sort-by=.lastTimestamp"
     )
     parts.append("\n".join(console.output(events).splitlines()[-15:]))
     return "\n".join(parts)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+
+import pytest
 
 from chart_harness.objects import Manifests
 
@@ -20,6 +23,15 @@ _TELLING = re.compile(r"\b(error|fatal|critical|panic|traceback|\w+(error|except
 
 _HARMLESS = re.compile(r'"level": ?"(debug|info|warning)"|\b(DEBUG|INFO|WARNING)\b', re.IGNORECASE)
 """What a structured log says of a line that only mentions an error."""
+
+LOG_LINES = 5000
+"""At most this many lines are kept of each container's log: its last ones."""
+
+FILE_BYTES = 2 * 1024**2
+"""At most this much is kept of anything else: its end."""
+
+TELLING_LINES = 60
+"""At most this many lines are printed below a failure."""
 
 
 def wait_for(probe: Callable[[], T | bool | None], what: str, seconds: float, *, every: float = 0.25) -> T:
@@ -101,30 +113,25 @@ class Namespace:
         ]
 
     def collect(self, folder: Path, since_seconds: int) -> list[str]:
-        """Write events, descriptions and logs of the namespace to a folder.
+        """Write events, descriptions and logs of the namespace to a folder, whatever is left of it.
 
         Args:
-            folder: made when missing.
-            since_seconds: how far back logs are read.
+            folder: made anew.
+            since_seconds: how far back events and logs are read.
 
         Returns:
-            The lines that probably say why something failed.
+            The lines that probably say why something failed, at most `TELLING_LINES`.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        telling: list[str] = []
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         for name, words in {
             "pods": ("get", "pods", "--output", "wide"),
             "describe": ("describe", "all"),
             "events": ("get", "events", "--sort-by", ".lastTimestamp"),
         }.items():
             text = self.kubectl(*words, check=False)
-            (folder / f"{name}.txt").write_text(text.stdout + text.stderr)
-        oldest = datetime.now(UTC) - timedelta(seconds=since_seconds)
-        for event in self.get("events"):
-            at = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
-            if event["type"] == "Warning" and datetime.fromisoformat(at) >= oldest:
-                about = f"{event['involvedObject']['kind']}/{event['involvedObject']['name']}"
-                telling.append(f"{at} {about}: {event['reason']}: {event.get('message', '')}")
+            (folder / f"{name}.txt").write_text((text.stdout + text.stderr)[-FILE_BYTES:])
+        telling = self._warnings(since_seconds)
         telling += [
             line
             for line in (folder / "pods.txt").read_text().splitlines()
@@ -132,12 +139,61 @@ class Namespace:
         ]
         for pod in self.kubectl("get", "pods", "--output", "name", check=False).stdout.split():
             for previous in (False, True):
-                options = ["--previous"] if previous else []
-                words = ("logs", pod, "--all-containers", "--prefix", f"--since={since_seconds}s", *options)
+                options = ["--previous"] if previous else [f"--since={since_seconds}s"]
+                words = ("logs", pod, "--all-containers", "--prefix", f"--tail={LOG_LINES}", *options)
                 done = self.kubectl(*words, check=False)
-                if done.returncode == 0 and done.stdout:
+                # Of a pod with several containers some may have a log although kubectl fails for the others.
+                if done.stdout:
                     name = pod.partition("/")[2] + (".previous" if previous else "")
                     (folder / f"{name}.log").write_text(done.stdout)
                     lines = done.stdout.splitlines()
                     telling += [line for line in lines if _TELLING.search(line) and not _HARMLESS.search(line)][-5:]
-        return [line[:300] for line in telling]
+        return [line[:300] for line in telling[:TELLING_LINES]]
+
+    def _warnings(self, since_seconds: int) -> list[str]:
+        """The namespace's warnings, oldest first, each once: of those that repeat, the last."""
+        oldest = datetime.now(UTC) - timedelta(seconds=since_seconds)
+        found: dict[str, str] = {}
+        for event in json.loads(self.kubectl("get", "events", "--output", "json", check=False).stdout or "{}").get(
+            "items", []
+        ):
+            at = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
+            if event["type"] == "Warning" and datetime.fromisoformat(at) >= oldest:
+                about = f"{event['involvedObject']['kind']}/{event['involvedObject']['name']}"
+                what = f"{about}: {event['reason']}: {event.get('message', '')}"
+                found[what] = max(at, found.get(what, ""))
+        return [f"{at} {what}" for what, at in sorted(found.items(), key=lambda item: item[1])]
+
+
+class Evidence:
+    """What the cluster knows of a test that failed.
+
+    A fixture that brings a namespace says so with `watch` before it puts anything there; the hook
+    `pytest_runtest_makereport` calls `keep`. It then works for what fails in the fixture itself, too.
+
+    Args:
+        folder: below it every failed test gets a folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._watched: list[tuple[pytest.Item | pytest.Collector, str | None, Namespace]] = []
+
+    def watch(self, request: pytest.FixtureRequest, namespace: Namespace) -> None:
+        """Collect from the namespace when a test of the fixture's scope fails that uses the fixture."""
+        entry = (request.node, request.fixturename, namespace)
+        self._watched.append(entry)
+        request.addfinalizer(lambda: self._watched.remove(entry))
+
+    def keep(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+        """Keep what the namespaces of a failed test know, and add the lines that matter to its report."""
+        if not report.failed:
+            return
+        # With its file and class: two tests may have one name.
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{item.path.name}::{item.nodeid.partition('::')[2]}")
+        fixtures = getattr(item, "fixturenames", ())
+        for node, fixture, namespace in self._watched:
+            if node in item.listchain() and fixture in fixtures:
+                folder = self._folder / name / namespace.name
+                lines = namespace.collect(folder, since_seconds=int(time.time() - call.start) + 30)
+                report.sections.append((f"Namespace {namespace.name} (all of it in {folder})", "\n".join(lines)))

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
-import time
+import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chart_harness.live import Evidence
 from ci import cluster, paths, release
-from live.system import System, unique
+from live.system import RESTRICTED, Installation, System, unique
+from xdist.scheduler import LoadScopeScheduling
 
 DESTRUCTIVE = "test_uninstall.py"
+OWN_NAMESPACES = ("test_lifecycle.py", "test_gitops.py")
+"""Files whose tests are in classes with a namespace of their own."""
+
+EVIDENCE = pytest.StashKey[Evidence]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say where what is kept of failed tests goes."""
+    config.stash[EVIDENCE] = Evidence(paths.BUILD / "live")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,6 +34,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.live)
     items.sort(key=lambda item: (item.get_closest_marker("live") is not None, item.path.name == DESTRUCTIVE))
+
+
+class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # comes without types
+    """Tests of the shared release in their order on one worker; beside it each class with a namespace of its own."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, *inner = nodeid.split("::")
+        return f"{file}::{inner[0]}" if file.endswith(OWN_NAMESPACES) else "shared"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduling:
+    """Keep the tests of the shared release from meeting each other when they run with `-n`."""
+    return _Scheduling(config, log)
 
 
 def _made(config: pytest.Config) -> cluster.Cluster | str:
@@ -65,10 +91,17 @@ def kube_config(made_cluster: cluster.Cluster) -> str:
 
 
 @pytest.fixture(scope="session")
-def system(made_cluster: cluster.Cluster) -> Iterator[System]:
-    """The running installation, ready."""
-    release.wait_ready(made_cluster)
+def evidence(pytestconfig: pytest.Config) -> Evidence:
+    """Where a fixture says which namespace it brings."""
+    return pytestconfig.stash[EVIDENCE]
+
+
+@pytest.fixture(scope="session")
+def system(request: pytest.FixtureRequest, made_cluster: cluster.Cluster, evidence: Evidence) -> Iterator[System]:
+    """The installation of `make up`, ready."""
     found = System(made_cluster)
+    evidence.watch(request, found.namespace)
+    found.wait_ready()
     yield found
     found.close()
 
@@ -79,14 +112,28 @@ def series(request: pytest.FixtureRequest) -> str:
     return unique(request.node.originalname.removeprefix("test_")[:60])
 
 
+@pytest.fixture(scope="class")
+def home(request: pytest.FixtureRequest, made_cluster: cluster.Cluster, evidence: Evidence) -> Iterator[Installation]:
+    """A namespace of the test class's own, where it installs what it needs; deleted after its last test."""
+    name = f"ads-{request.node.name.removeprefix('Test').lower()[:30]}-{uuid.uuid4().hex[:6]}"
+    found = Installation(made_cluster, name)
+    evidence.watch(request, found.namespace)
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": RESTRICTED}}
+    found.namespace.kubectl("create", "--filename", "-", stdin=json.dumps(namespace))
+    yield found
+    found.close()
+    found.namespace.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def values(made_cluster: cluster.Cluster) -> str:
+    """The values (YAML) that `make up` installed with, images included."""
+    return Installation(made_cluster, release.NAMESPACE).values()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """Keep what the cluster knows when a test fails, and print the lines that matter."""
-    report: Any = yield
-    system = getattr(item, "funcargs", {}).get("system")
-    if report.failed and isinstance(system, System):
-        name = "".join(c if c.isalnum() or c in "-_" else "-" for c in item.name)
-        folder = paths.BUILD / "live" / name
-        lines = system.namespace.collect(folder, since_seconds=int(time.time() - call.start) + 30)
-        report.sections.append((f"Cluster (all of it in {folder.relative_to(paths.REPOSITORY)})", "\n".join(lines)))
+    report: pytest.TestReport = yield
+    item.config.stash[EVIDENCE].keep(item, call, report)
     return report

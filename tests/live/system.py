@@ -31,6 +31,9 @@ COMPONENTS = {
 }
 """What can be restarted, and the label selector of its pods."""
 
+RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+"""Labels of a namespace that enforces Pod Security `restricted`."""
+
 
 class Endpoint:
     """One HTTP interface, at the address it has just now.
@@ -39,10 +42,12 @@ class Endpoint:
         cluster: the cluster.
         service: name of the Service.
         port: port of the Service.
+        namespace: where the Service is.
     """
 
-    def __init__(self, cluster: Cluster, service: str, port: int) -> None:
+    def __init__(self, cluster: Cluster, service: str, port: int, namespace: str = release.NAMESPACE) -> None:
         self._cluster = cluster
+        self._namespace = namespace
         self._service = service
         self._port = port
         self._open = contextlib.ExitStack()
@@ -54,7 +59,7 @@ class Endpoint:
 
     def _http(self) -> httpx.Client:
         if self._client is None:
-            url = self._open.enter_context(self._cluster.url(release.NAMESPACE, self._service, self._port))
+            url = self._open.enter_context(self._cluster.url(self._namespace, self._service, self._port))
             self._client = self._open.enter_context(httpx.Client(base_url=url, timeout=30.0, trust_env=False))
         return self._client
 
@@ -96,43 +101,65 @@ def points(count: int = 1000, *, seed: int = 0, spikes: int = 0) -> list[dict[st
     return [{"timestamp": 1_700_000_000 + 300 * index, "value": value} for index, value in enumerate(values)]
 
 
-class System:
-    """The release that the tests speak to.
+class Installation:
+    """A release of the chart, whole or in parts, in a namespace.
 
     Args:
         cluster: the cluster it runs in.
+        namespace: where it is, or is going to be.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster = cluster
-        self.namespace = Namespace(cluster.kubectl(), release.NAMESPACE)
-        self.training = Endpoint(cluster, *release.SERVICES["Training API"][:2])
-        self.inference = Endpoint(cluster, *release.SERVICES["Inference API"][:2])
-        self.mlflow = Endpoint(cluster, *release.SERVICES["MLflow"][:2])
-        self.restarts_before = self.restarts()
+        self.namespace = Namespace(cluster.kubectl(), namespace)
+        self.training = Endpoint(cluster, *release.SERVICES["Training API"][:2], namespace)
 
     def close(self) -> None:
         """Close every connection."""
-        for endpoint in (self.training, self.inference, self.mlflow):
-            endpoint.close()
+        self.training.close()
 
     def helm(self, *words: str, stdin: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run helm in the release's namespace.
+        """Run helm in the namespace.
 
         Raises:
             AssertionError: it failed and `check` is set; the message is helm's own.
         """
-        command = release.helm(self.cluster, *words)
+        command = release.helm(self.cluster, *words, namespace=self.namespace.name)
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
         if check:
             assert done.returncode == 0, f"helm {' '.join(words)}: {done.stderr.strip()}"
         return done
 
-    def upgrade(self, values: str) -> None:
-        """Install or upgrade the checkout's chart with these values (YAML) and wait until it is ready."""
+    def upgrade(self, values: str, *options: str) -> None:
+        """Install or upgrade the checkout's chart with these values (YAML) and wait until it is ready.
+
+        Args:
+            values: all of them; what an earlier revision had is forgotten.
+            options: more words for helm.
+        """
         words = ("upgrade", release.RELEASE, str(paths.REPOSITORY), "--install", "--timeout", "5m", "--values", "-")
-        self.helm(*words, stdin=values)
-        release.wait_ready(self.cluster)
+        self.helm(*words, *options, stdin=values)
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Wait until every workload is ready."""
+        release.wait_ready(self.cluster, namespace=self.namespace.name)
+
+    def revision(self) -> int:
+        """Number of the release's present revision."""
+        found = json.loads(self.helm("status", release.RELEASE, "--output", "json").stdout)
+        return int(found["version"])
+
+    def gone(self, before: dict[str, Any], component: str) -> None:
+        """Wait until no pod is left of those that a component had at the time of a `footprint`."""
+        old = {name for name, _, _ in before["restarts"] if name.startswith(f"{component}-")}
+
+        def ended() -> bool:
+            left = old & {pod["metadata"]["name"] for pod in self.namespace.get("pods")}
+            assert not left, f"{', '.join(sorted(left))} still there"
+            return True
+
+        wait_for(ended, f"the earlier pods of {component} to go", 90)
 
     def values(self) -> str:
         """The values the release was installed with, as YAML."""
@@ -166,30 +193,6 @@ class System:
         """A job once it has ended, which it must have done well."""
         job = self.finished(job_id, seconds)
         assert job["status"] == "succeeded", job
-        return job
-
-    def predict(self, series: str, point: dict[str, float], *, version: int | None = None) -> httpx.Response:
-        """Score a point, waiting while inference is away."""
-        query = "" if version is None else f"?version={version}"
-        return self.inference.request("POST", f"/predict/{series}{query}", json=point, patience=120.0)
-
-    def served(self, series: str, version: int, seconds: float = 60.0) -> dict[str, Any]:
-        """The answer for a point of a series, once this version of its model gives it."""
-
-        def answered() -> dict[str, Any]:
-            answer = self.predict(series, {"timestamp": 1_800_000_000, "value": 0.5})
-            assert answer.status_code == 200, f"{answer.status_code} {answer.text}"
-            found: dict[str, Any] = answer.json()
-            assert found["model_version"] == version, f"version {found['model_version']} answers"
-            assert found["source"] == "model", "the fallback answers"
-            return found
-
-        return wait_for(answered, f"version {version} of {series} to be served", seconds)
-
-    def model(self, series: str, *, count: int = 1000, seed: int = 0, priority: str = "standard") -> dict[str, Any]:
-        """Fit a series and wait until its model is served; the finished job."""
-        job = self.succeeded(self.fit(series, points(count, seed=seed), priority=priority))
-        self.served(series, job["model_version"])
         return job
 
     def pod(self, component: str) -> dict[str, Any]:
@@ -237,6 +240,50 @@ class System:
             for item in self.namespace.get(kinds)
         }
         return {"restarts": self.restarts(), "generations": generations}
+
+
+class System(Installation):
+    """The whole release that `make up` installed.
+
+    Args:
+        cluster: the cluster it runs in.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(cluster, release.NAMESPACE)
+        self.inference = Endpoint(cluster, *release.SERVICES["Inference API"][:2])
+        self.mlflow = Endpoint(cluster, *release.SERVICES["MLflow"][:2])
+        self.restarts_before = self.restarts()
+
+    def close(self) -> None:
+        """Close every connection."""
+        super().close()
+        for endpoint in (self.inference, self.mlflow):
+            endpoint.close()
+
+    def predict(self, series: str, point: dict[str, float], *, version: int | None = None) -> httpx.Response:
+        """Score a point, waiting while inference is away."""
+        query = "" if version is None else f"?version={version}"
+        return self.inference.request("POST", f"/predict/{series}{query}", json=point, patience=120.0)
+
+    def served(self, series: str, version: int, seconds: float = 60.0) -> dict[str, Any]:
+        """The answer for a point of a series, once this version of its model gives it."""
+
+        def answered() -> dict[str, Any]:
+            answer = self.predict(series, {"timestamp": 1_800_000_000, "value": 0.5})
+            assert answer.status_code == 200, f"{answer.status_code} {answer.text}"
+            found: dict[str, Any] = answer.json()
+            assert found["model_version"] == version, f"version {found['model_version']} answers"
+            assert found["source"] == "model", "the fallback answers"
+            return found
+
+        return wait_for(answered, f"version {version} of {series} to be served", seconds)
+
+    def model(self, series: str, *, count: int = 1000, seed: int = 0, priority: str = "standard") -> dict[str, Any]:
+        """Fit a series and wait until its model is served; the finished job."""
+        job = self.succeeded(self.fit(series, points(count, seed=seed), priority=priority))
+        self.served(series, job["model_version"])
+        return job
 
 
 def unique(name: str) -> str:

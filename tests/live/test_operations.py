@@ -9,11 +9,9 @@ import pytest
 from chart_harness import Chart, Renderer, Scenario
 from chart_harness.live import Namespace, wait_for
 from ci import release
-from live.system import Endpoint, System, forbidden_pod
+from live.system import RESTRICTED, Endpoint, System, forbidden_pod
 from pytest_helm_charts.clusters import Cluster
 from pytest_helm_charts.k8s.fixtures import NamespaceFactoryFunc
-
-RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
 
 
 def test_every_workload_is_ready(kube_cluster: Cluster) -> None:
@@ -57,8 +55,11 @@ def test_an_upgrade_without_a_change_restarts_nothing(system: System) -> None:
 
 
 def test_helm_test_passes(system: System) -> None:
-    done = system.helm("test", release.RELEASE, "--timeout", "4m")
-    assert "Succeeded" in done.stdout
+    """Twice, as the pod of the first is still there, with its log."""
+    for _ in range(2):
+        done = system.helm("test", release.RELEASE, "--timeout", "4m", "--logs")
+        assert "Succeeded" in done.stdout
+        assert "POD LOGS: smoke-test" in done.stdout
 
 
 def test_the_namespace_refuses_a_privileged_pod(system: System) -> None:

@@ -623,3 +623,17 @@ async def test_the_short_name_of_the_parameters(client: httpx.AsyncClient, point
     )
     query = await client.post("/fit/s1?random_state=1&detector=isolation_forest", content=csv_of(points), headers=CSV)
     assert long.json()["job_id"] == short.json()["job_id"] == query.json()["job_id"]
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/fit/a", "POST"),
+        ("/jobs/26d1dd9c-a9c4-42ca-a6ad-71da9c46a5a8", "DELETE, GET"),
+        ("/models/a/versions/1", "DELETE, GET"),
+    ],
+)
+async def test_a_path_tells_all_of_its_methods(backend: Backend, path: str, allowed: str) -> None:
+    async with backend.client() as client:
+        answer = await client.patch(path)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)

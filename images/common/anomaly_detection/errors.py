@@ -158,6 +158,16 @@ def in_envelope(_: str, error: AppError) -> tuple[int, bytes]:
     return error.status, envelope(error)
 
 
+def _allowed(app: FastAPI, scope: Mapping[str, Any]) -> str:
+    """`Allow` of a path: all methods its routes answer. Starlette's own names those of the first route only."""
+    from starlette.routing import Match
+
+    def answered(method: str) -> bool:
+        return any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.routes)
+
+    return ", ".join(filter(answered, ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")))
+
+
 def install_error_handlers(app: FastAPI, render: Render = in_envelope) -> None:
     """Answer every error of a FastAPI application in one form, its own routing and validation errors included.
 
@@ -202,7 +212,10 @@ def install_error_handlers(app: FastAPI, render: Render = in_envelope) -> None:
             error.status_code,
             (ErrorCode.INVALID_INPUT if error.status_code < 500 else ErrorCode.INTERNAL_ERROR, error.detail),
         )
-        return answer(request, AppError(code, message, status=error.status_code, headers=error.headers))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = _allowed(app, request.scope)
+        return answer(request, AppError(code, message, status=error.status_code, headers=headers))
 
     app.add_exception_handler(AppError, on_app_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)

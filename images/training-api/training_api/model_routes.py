@@ -85,7 +85,7 @@ def model_routes(services: Services) -> APIRouter:
         summary="Put a version into production",
         description="The one before becomes `previous`. Jobs accepted before this request do not replace the version; "
         "a fit accepted after it does. Repeating it is harmless.",
-        responses=errors(404, 409, 422, 503),
+        responses=errors(400, 404, 409, 422, 503),
     )
     async def post_promote(series_id: SeriesIdPath, body: PromoteRequest) -> ProductionChanged:
         return await models.promote(services, series_id, body.version)
@@ -95,7 +95,7 @@ def model_routes(services: Services) -> APIRouter:
         summary="Put the version before back into production",
         description="The version it replaces becomes `previous`, so that a second rollback takes the first one back; "
         "with `from_version` it is refused instead. Jobs accepted before this request do not undo it.",
-        responses=errors(404, 409, 422, 503),
+        responses=errors(400, 404, 409, 422, 503),
     )
     async def post_rollback(
         series_id: SeriesIdPath, body: Annotated[RollbackRequest | None, Body()] = None
