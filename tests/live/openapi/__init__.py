@@ -1,0 +1,1 @@
+"""What Schemathesis runs with: its configuration and its hooks."""
