@@ -32,6 +32,12 @@ spec:
           value: "1"
         - name: RAY_SERVE_HAPROXY_NBTHREAD
           value: {{ $values.serve.haproxyThreads | quote }}
+        # Otherwise a Python process reads a line about every request out of HAProxy, at half the cost of the request itself.
+        # HAProxy's own metrics, the replicas' and those of Ray about the replicas remain.
+        - name: RAY_SERVE_HAPROXY_METRICS_ENABLED
+          value: "0"
+        - name: RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
+          value: anomaly_detector.ingress:middlewares
         - name: RAY_USAGE_STATS_ENABLED
           value: "0"
         # `kubectl logs` shows the replicas' logs; nothing is rotated in a file.
