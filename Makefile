@@ -3,7 +3,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help up down clean status kubeconfig images test test-fast lock docs
+.PHONY: help up down clean status kubeconfig images test test-fast bench lock docs
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: ## All tests; brings the cluster up where it is not
 
 test-fast: ## Format, lint, types, unit tests and render assertions; no cluster, no root
 	@$(PYTHON) -m ci test-fast
+
+bench: ## Measure speed, memory and growth beside the baseline; BENCH=quick for a short run
+	@$(PYTHON) -m ci bench
 
 lock: ## Remake requirements/ from pyproject.toml
 	@$(PYTHON) -m ci lock

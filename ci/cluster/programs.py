@@ -66,6 +66,7 @@ PROGRAMS = {
     "helm": Program("kubernetes", "helm.sh/helm/v3/cmd/helm", "helm", "helm"),
     "kind": Program("kind", "sigs.k8s.io/kind", "kind"),
     "minio": Program("minio", "github.com/minio/minio", "minio", "minio"),
+    "vegeta": Program("vegeta", "github.com/tsenart/vegeta/v12", "vegeta", links=("vegeta",)),
     "versitygw": Program("versitygw", "github.com/versity/versitygw/cmd/versitygw", "versitygw", "versitygw"),
 }
 
