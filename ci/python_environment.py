@@ -28,7 +28,9 @@ def directory(requirements: Sequence[Path] = REQUIREMENTS) -> Path:
     digest = hashlib.sha256(f"{sys.executable} {platform.python_version()} {platform.machine()}".encode())
     for path in requirements:
         digest.update(path.read_bytes())
-    return STORE / digest.hexdigest()[:16]
+    # Apart, so that the newest one in STORE is that of the tests.
+    store = STORE if requirements == REQUIREMENTS else STORE.with_name(f"{STORE.name}-{requirements[0].stem}")
+    return store / digest.hexdigest()[:16]
 
 
 def python(requirements: Sequence[Path] = REQUIREMENTS) -> Path:
