@@ -34,7 +34,12 @@ def running(python: Path, tracking_uri: str) -> Iterator[str]:
             stdout=subprocess.PIPE,
             stderr=stream,
             text=True,
-            env={**os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "RAY_USAGE_STATS_ENABLED": "0"},
+            env={
+                **os.environ,
+                "MLFLOW_TRACKING_URI": tracking_uri,
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "RAY_AUTH_MODE": "disabled",
+            },
         )
         try:
             assert process.stdout is not None
