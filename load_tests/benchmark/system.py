@@ -153,7 +153,11 @@ class System:
 
     def container_megabytes(self, selector: str) -> float:
         """What the pod's control group counts, less file pages that the kernel can drop, in MB."""
-        script = "cat /sys/fs/cgroup/memory.current; grep '^inactive_file' /sys/fs/cgroup/memory.stat"
+        # Version 2 of control groups, else version 1.
+        script = (
+            "cd /sys/fs/cgroup; if [ -e memory.current ]; then cat memory.current; grep '^inactive_file' memory.stat; "
+            "else cd memory; cat memory.usage_in_bytes; grep '^total_inactive_file' memory.stat; fi"
+        )
         words = self._exec(self.pod(selector), script).split()
         return (int(words[0]) - int(words[2])) / 1e6
 
