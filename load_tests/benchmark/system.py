@@ -106,7 +106,7 @@ class System:
         )
 
     def _sql(self, statements: str) -> None:
-        psql = 'exec psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username postgres "$MLFLOW_DATABASE"'
+        psql = 'PGPASSWORD="$POSTGRES_PASSWORD" exec psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username postgres "$MLFLOW_DATABASE"'
         command = self.cluster.kubectl("-n", NAMESPACE, "exec", "-i", "postgresql-mlflow-0", "--", "sh", "-c", psql)
         console.run(command, log="bench", input=statements)
 
