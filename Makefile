@@ -3,7 +3,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help up down clean status kubeconfig images test test-fast coverage mutants lock docs
+.PHONY: help up down clean status kubeconfig images test test-fast coverage mutants bench lock docs
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ coverage: ## Which branches of the templates the render tests take
 
 mutants: ## How many mistakes in templates and values the render tests notice; MUTANTS="--changed main" for few
 	@$(PYTHON) -m ci mutants
+
+bench: ## Measure speed, memory and growth beside the baseline; BENCH=quick for a short run
+	@$(PYTHON) -m ci bench
 
 lock: ## Remake requirements/ from pyproject.toml
 	@$(PYTHON) -m ci lock

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ci import bench as benchmark
 from ci import cluster, console, host, images, paths, python_environment, release
 from ci.cluster import embedded, programs
 
@@ -198,6 +199,18 @@ def _bring_up_for_tests() -> str | None:
     return None
 
 
+def bench() -> int:
+    """Measure the running system beside the baseline; brings it up where it is not. BENCH=quick for a short run."""
+    benchmark.mode()
+    made = cluster.current()
+    if made is None or (made.kind == "embedded" and not embedded.running()):
+        code = up()
+        made = cluster.current()
+        if code or made is None:
+            return code or 1
+    return benchmark.run(made)
+
+
 def _pytest(*arguments: str, **environment: str) -> int:
     return python_environment.run("-m", "pytest", *arguments, environment=environment)
 
@@ -241,11 +254,12 @@ COMMANDS = {
     "test-fast": test_fast,
     "coverage": coverage,
     "mutants": mutants,
+    "bench": bench,
     "lock": lock,
     "docs": docs,
 }
 
-CHANGING = ("up", "down", "clean", "images", "test")
+CHANGING = ("up", "down", "clean", "images", "test", "bench")
 """Commands that must not run beside each other."""
 
 

@@ -18,7 +18,7 @@ from ci.console import Failure, main_guard, run, stage
 REQUIREMENTS = paths.REPOSITORY / "requirements"
 IMAGES = ("training-api", "training-worker", "ray-serve", "mlflow", "tools")
 """Groups installed into images: Python 3.13 on Linux."""
-HOST = ("test", "lock")
+HOST = ("test", "baseline", "lock")
 """Groups installed on a host: any supported Python, Linux or macOS."""
 DATA = ("data",)
 """Groups installed without their dependencies, for the files they carry; apart from the one resolution."""

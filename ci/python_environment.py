@@ -1,4 +1,4 @@
-"""The virtual environment of the tests and of the main job, named in the cache by a hash of its requirements."""
+"""Virtual environments on the host, each named in the cache by a hash of its requirements."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ci import console, images, paths
@@ -17,27 +18,32 @@ from ci import console, images, paths
 STORE = paths.CACHE / "python"
 RESOLVER = paths.REPOSITORY / "requirements" / "lock.txt"
 REQUIREMENTS = (paths.REPOSITORY / "requirements" / "test.txt", paths.REPOSITORY / "requirements" / "data.txt")
+"""Of the tests, the main job and the benchmark."""
+BASELINE = (paths.REPOSITORY / "requirements" / "baseline.txt",)
+"""Of what the benchmark compares with."""
 
 
-def directory() -> Path:
-    """Where the environment of this checkout's requirements is, or will be."""
+def directory(requirements: Sequence[Path] = REQUIREMENTS) -> Path:
+    """Where the environment of these requirement files is, or will be."""
     digest = hashlib.sha256(f"{sys.executable} {platform.python_version()} {platform.machine()}".encode())
-    for path in REQUIREMENTS:
+    for path in requirements:
         digest.update(path.read_bytes())
-    return STORE / digest.hexdigest()[:16]
+    # Apart, so that the newest one in STORE is that of the tests.
+    store = STORE if requirements == REQUIREMENTS else STORE.with_name(f"{STORE.name}-{requirements[0].stem}")
+    return store / digest.hexdigest()[:16]
 
 
-def python() -> Path:
+def python(requirements: Sequence[Path] = REQUIREMENTS) -> Path:
     """The environment's interpreter."""
-    return directory() / "bin" / "python"
+    return directory(requirements) / "bin" / "python"
 
 
-def ready() -> bool:
+def ready(requirements: Sequence[Path] = REQUIREMENTS) -> bool:
     """Whether the environment is complete."""
-    return (directory() / "complete").exists()
+    return (directory(requirements) / "complete").exists()
 
 
-def ensure() -> Path:
+def ensure(requirements: Sequence[Path] = REQUIREMENTS) -> Path:
     """Make the environment when it is missing; its interpreter.
 
     Safe to interrupt and to run twice at once.
@@ -48,13 +54,13 @@ def ensure() -> Path:
     STORE.mkdir(parents=True, exist_ok=True)
     with (STORE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not ready():
-            with console.stage("Python packages for the tests and the main job"):
-                _make(directory())
-    return python()
+        if not ready(requirements):
+            with console.stage(f"Python packages of {', '.join(path.name for path in requirements)}"):
+                _make(directory(requirements), requirements)
+    return python(requirements)
 
 
-def _make(target: Path) -> None:
+def _make(target: Path, requirements: Sequence[Path]) -> None:
     shutil.rmtree(target, ignore_errors=True)
     console.run(
         [sys.executable, "-m", "venv", target],
@@ -80,7 +86,7 @@ def _make(target: Path) -> None:
             "--no-build",
             "--compile-bytecode",
         ]
-        for path in REQUIREMENTS:
+        for path in requirements:
             console.run([*install, "--require-hashes", "-r", str(path)], log="python", env=environment, remedy=remedy)
     (target / "complete").touch()
 

@@ -69,6 +69,7 @@ PROGRAMS = {
     ),
     "kind": Program("kind", "sigs.k8s.io/kind", "kind"),
     "minio": Program("minio", "github.com/minio/minio", "minio", "minio"),
+    "vegeta": Program("vegeta", "github.com/tsenart/vegeta/v12", "vegeta", links=("vegeta",)),
     "versitygw": Program("versitygw", "github.com/versity/versitygw/cmd/versitygw", "versitygw", "versitygw"),
 }
 

@@ -28,6 +28,12 @@ _PROBES = ("/health", "/metrics", "/replica/")
 logger = logging.getLogger(__name__)
 
 
+def identity_of(scope: Scope) -> str:
+    """The `X-Request-ID` that a request brought if it can be taken over, else a new one."""
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return given.decode() if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+
+
 class RequestMiddleware:
     """Pure ASGI middleware; Starlette's `BaseHTTPMiddleware` would cost a task and a stream copy per request.
 
@@ -51,8 +57,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        identity = given.decode() if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+        identity = identity_of(scope)
         set_request_id(identity)
         status = 0
         start = time.perf_counter()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 
@@ -30,6 +32,18 @@ class JsonFormatter(logging.Formatter):
     def __init__(self, service: str) -> None:
         super().__init__()
         self._service = service
+
+    def line(self, created: float, logger: str, message: str, fields: Mapping[str, Any]) -> str:
+        """The line for a record of level INFO that `logging` did not make, with its line end."""
+        line = {
+            "timestamp": datetime.fromtimestamp(created, UTC),
+            "level": "INFO",
+            "logger": logger,
+            "message": message,
+            "service": self._service,
+            **fields,
+        }
+        return orjson.dumps(line, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE).decode()
 
     def format(self, record: logging.LogRecord) -> str:
         """The line for one record, without its line end."""
@@ -64,3 +78,22 @@ def configure_logging(service: str, level: str) -> None:
     for uvicorns in ("uvicorn", "uvicorn.error"):
         logging.getLogger(uvicorns).handlers.clear()
         logging.getLogger(uvicorns).propagate = True
+
+
+def write_lines(records: Iterable[tuple[float, str, str, Mapping[str, Any]]]) -> None:
+    """Write records of level INFO in one go, without what `logging` does for each: for thousands of them a second.
+
+    Args:
+        records: Unix time in seconds, name of the logger, message and fields of each.
+    """
+    handler = next((each for each in logging.root.handlers if isinstance(each.formatter, JsonFormatter)), None)
+    if not isinstance(handler, logging.StreamHandler):
+        return
+    assert isinstance(handler.formatter, JsonFormatter)
+    text = "".join(handler.formatter.line(*record) for record in records)
+    handler.acquire()
+    try:
+        handler.stream.write(text)
+        handler.flush()
+    finally:
+        handler.release()

@@ -1,0 +1,1 @@
+"""The design that the benchmark compares with."""

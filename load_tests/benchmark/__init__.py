@@ -1,0 +1,1 @@
+"""Measures a running system against the baseline on the same machine; `make bench` runs it."""
