@@ -38,12 +38,13 @@ def main() -> None:
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
     serve.run(serve.deployment(Baseline, max_ongoing_requests=100).bind(), name="baseline", route_prefix="/")
     print("ready", flush=True)
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    serve.shutdown()
-    ray.shutdown()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        signal.pause()
+    finally:
+        serve.shutdown()
+        ray.shutdown()
 
 
 if __name__ == "__main__":
-    # Blocked before Ray starts its threads, which else take the signal.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     main()

@@ -37,6 +37,8 @@ def running(python: Path, tracking_uri: str) -> Iterator[str]:
             env={
                 **os.environ,
                 "MLFLOW_TRACKING_URI": tracking_uri,
+                # Through the server: the store's own address resolves inside of the cluster only.
+                "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_AUTH_MODE": "disabled",
             },

@@ -106,7 +106,7 @@ class System:
         )
 
     def _sql(self, statements: str) -> None:
-        psql = 'PGPASSWORD="$POSTGRES_PASSWORD" exec psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username postgres "$MLFLOW_DATABASE"'
+        psql = 'PGPASSWORD="$POSTGRES_PASSWORD" exec psql -X --quiet -v ON_ERROR_STOP=1 -U postgres "$MLFLOW_DATABASE"'
         command = self.cluster.kubectl("-n", NAMESPACE, "exec", "-i", "postgresql-mlflow-0", "--", "sh", "-c", psql)
         console.run(command, log="bench", input=statements)
 
@@ -120,12 +120,13 @@ class System:
             loaded += sum("model_version" in each for each in results.values())
         return loaded
 
-    def touch_all(self, prefix: str, count: int) -> None:
-        """One prediction for each series, so that every replica that answers for it has it in memory."""
+    def touch_all(self, prefix: str, count: int, url: str | None = None) -> None:
+        """One prediction for each series, at `url` if not here, so that what answers for it has its model in memory."""
 
         def predict(number: int) -> None:
             body = {"timestamp": 1_700_000_000, "value": 0.1}
-            self.http.post(f"{self.inference}/predict/{prefix}{number}", json=body).raise_for_status()
+            address = f"{url or self.inference}/predict/{prefix}{number}"
+            self.http.post(address, json=body, timeout=300).raise_for_status()
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(predict, range(count)))
