@@ -26,8 +26,8 @@ import pytest
 
 from chart_harness.engine import Engine, build
 from chart_harness.objects import load_yaml
-from chart_harness.plugin import cache_folder, session_of
-from chart_harness.render import Chart, HelmError, Renderer, Scenario, Setup, find_helm
+from chart_harness.plugin import session_of
+from chart_harness.render import Chart, HelmError, Renderer, Scenario, Setup, cache_folder, find_helm
 
 _ACTION = re.compile(
     r"\{\{(?:-(?=\s))?(?P<body>\s*/\*.*?\*/\s*|(?:\"(?:\\.|[^\"\\])*\"|`[^`]*`|'(?:\\.|[^'\\])*'|[^\"`'}]|\}(?!\}))*?)"

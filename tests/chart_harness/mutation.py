@@ -28,8 +28,7 @@ from typing import Any
 from chart_harness.coverage import chosen_setup, scenarios_by_line, templates
 from chart_harness.engine import Engine, build
 from chart_harness.mutation_operators import Mutant, mutants
-from chart_harness.plugin import cache_folder
-from chart_harness.render import Chart, HelmError, Setup
+from chart_harness.render import Chart, HelmError, Setup, cache_folder
 
 REQUIRED_SCORE = 95.0
 """Percent."""

@@ -32,8 +32,8 @@ import pytest
 
 from chart_harness.engine import Engine, EngineRenderer, build
 from chart_harness.objects import Manifests
-from chart_harness.plugin import SWEPT, Session, cache_folder, session_of
-from chart_harness.render import Chart, HelmError, Scenario, find_helm
+from chart_harness.plugin import SWEPT, Session, session_of
+from chart_harness.render import Chart, HelmError, Scenario, cache_folder, find_helm
 
 _WHOLE = frozenset({"chart", "manifests_of", "pytestconfig", "render", "renderer", "renderings"})
 """Fixtures through which a test sees more than the object it is about."""

@@ -10,7 +10,8 @@ from chart_harness import Chart, HelmError, Renderer
 from chart_harness.coverage import Report, measure
 from chart_harness.engine import Engine, build
 from chart_harness.objects import load_yaml
-from chart_harness.plugin import cache_folder, session_of
+from chart_harness.plugin import session_of
+from chart_harness.render import cache_folder
 
 EXEMPTIONS = Path(__file__).with_name("template_exemptions.yaml")
 

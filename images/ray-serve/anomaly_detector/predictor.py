@@ -85,7 +85,7 @@ class Predictor:
         if not _is_point(point):
             read_points([point], min_points=1, max_points=1)  # says what is wrong with it
         scorer = self._cache.peek(series_id, version) or await self._scorer(series_id, version)
-        return self._predict_one(series_id, scorer, point)
+        return self._predict_one(series_id, version, scorer, point)
 
     def predict_warm(self, series_id: str, point: Any) -> dict[str, Any] | None:
         """The prediction for one point by the model in production that is in memory; None where there is none.
@@ -97,9 +97,11 @@ class Predictor:
         if not _is_point(point):
             return None
         loaded = self._cache.peek(series_id, None)
-        return None if loaded is None else self._predict_one(series_id, loaded, point)
+        return None if loaded is None else self._predict_one(series_id, None, loaded, point)
 
-    def _predict_one(self, series_id: str, scorer: LoadedModel | Statistics, point: dict[str, Any]) -> dict[str, Any]:
+    def _predict_one(
+        self, series_id: str, version: int | None, scorer: LoadedModel | Statistics, point: dict[str, Any]
+    ) -> dict[str, Any]:
         value = point["value"]
         if isinstance(scorer, LoadedModel):
             self.answers.model += 1

@@ -8,7 +8,7 @@ import pytest
 from chart_harness import Renderer, Scenario, Setup
 from chart_harness.coverage import actions, enclosing_blocks, instrument, measure
 from chart_harness.engine import Engine, build
-from chart_harness.plugin import cache_folder
+from chart_harness.render import cache_folder
 
 TEMPLATE = """\
 {{- /* a comment with {{ "braces" }} inside would end here */ -}}
