@@ -45,34 +45,32 @@
 {{- if .Values.rabbitmq.enabled -}}
 {{- $_ := set $resources "rabbitmq.resources" .Values.rabbitmq.resources -}}
 {{- end -}}
-{{- with index .Values "training-api" -}}
-{{- if .enabled -}}
-{{- $_ := set $resources "training-api.resources" .resources -}}
-{{- $_ := set $strategies "training-api.strategy" .strategy -}}
-{{- $orders = append $orders (dict "lowKey" "training-api.limits.minPoints" "low" .limits.minPoints
-      "highKey" "training-api.limits.maxPoints" "high" .limits.maxPoints) -}}
+{{- $api := index .Values "training-api" -}}
+{{- if $api.enabled -}}
+{{- $_ := set $resources "training-api.resources" $api.resources -}}
+{{- $_ := set $strategies "training-api.strategy" $api.strategy -}}
+{{- $orders = append $orders (dict "lowKey" "training-api.limits.minPoints" "low" $api.limits.minPoints
+      "highKey" "training-api.limits.maxPoints" "high" $api.limits.maxPoints) -}}
 {{- end -}}
+{{- $worker := index .Values "training-worker" -}}
+{{- if $worker.enabled -}}
+{{- $_ := set $resources "training-worker.resources" $worker.resources -}}
+{{- $_ := set $strategies "training-worker.strategy" $worker.strategy -}}
+{{- $orders = append $orders (dict "lowKey" "training-worker.autoscaling.minReplicas" "low" $worker.autoscaling.minReplicas
+      "highKey" "training-worker.autoscaling.maxReplicas" "high" $worker.autoscaling.maxReplicas) -}}
 {{- end -}}
-{{- with index .Values "training-worker" -}}
-{{- if .enabled -}}
-{{- $_ := set $resources "training-worker.resources" .resources -}}
-{{- $_ := set $strategies "training-worker.strategy" .strategy -}}
-{{- $orders = append $orders (dict "lowKey" "training-worker.autoscaling.minReplicas" "low" .autoscaling.minReplicas
-      "highKey" "training-worker.autoscaling.maxReplicas" "high" .autoscaling.maxReplicas) -}}
-{{- end -}}
-{{- end -}}
-{{- with index .Values "ray-serve" -}}
-{{- if .enabled -}}
-{{- range $group, $values := dict "head" .head "workers" .workers -}}
+{{- $serving := index .Values "ray-serve" -}}
+{{- if $serving.enabled -}}
+{{- range $group, $values := dict "head" $serving.head "workers" $serving.workers -}}
 {{- $own := get $values "resources" | default dict -}}
 {{- $_ := set $resources (printf "ray-serve.%sresources" (ternary (printf "%s." $group) "" (not (empty $own))))
-      (mergeOverwrite (deepCopy (index $.Values "ray-serve" "resources")) $own) -}}
+      (mergeOverwrite (deepCopy $serving.resources) $own) -}}
 {{- end -}}
-{{- $orders = append $orders (dict "lowKey" "ray-serve.serve.autoscaling.minReplicas" "low" .serve.autoscaling.minReplicas
-      "highKey" "ray-serve.serve.autoscaling.maxReplicas" "high" .serve.autoscaling.maxReplicas) -}}
-{{- $orders = append $orders (dict "lowKey" "ray-serve.modelDisk.maxBytes" "low" .modelDisk.maxBytes
-      "highKey" "ray-serve.tmpSizeLimit in bytes" "high" (divf (include "common.milli" .tmpSizeLimit | float64) 1000)) -}}
-{{- end -}}
+{{- $scaling := $serving.serve.autoscaling -}}
+{{- $orders = append $orders (dict "lowKey" "ray-serve.serve.autoscaling.minReplicas" "low" $scaling.minReplicas
+      "highKey" "ray-serve.serve.autoscaling.maxReplicas" "high" $scaling.maxReplicas) -}}
+{{- $orders = append $orders (dict "lowKey" "ray-serve.modelDisk.maxBytes" "low" $serving.modelDisk.maxBytes
+      "highKey" "ray-serve.tmpSizeLimit in bytes" "high" (divf (include "common.milli" $serving.tmpSizeLimit | float64) 1000)) -}}
 {{- end -}}
 {{- range $key, $values := $resources -}}
 {{- $problems = include "common.resourceProblems" (dict "key" $key "resources" $values) | fromJsonArray | concat $problems -}}

@@ -314,7 +314,7 @@ def measure(setup: Setup, renderer: Renderer, engine: Engine, exempt: Mapping[st
             assert not error, f"with marks, «{scenario.name}» does not render:\n{error}"
             assert output == renderer.text(chart, scenario), f"with marks, «{scenario.name}» renders something else"
             _note(taken, passed, marked.marks, scenario)
-        for scenario, _ in setup.refusals:
+        for scenario in setup.refusals:
             _, error, passed = engine.render(marked.path, scenario)
             assert error, f"with marks, «{scenario.name}» renders, though it should be refused"
             _note(taken, passed, marked.marks, scenario)

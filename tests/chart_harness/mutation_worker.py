@@ -117,7 +117,7 @@ class Worker:
         """Try mutants until there are no more."""
         harness = session_of(session.config)
         setup = harness.setup
-        for scenario in [*setup.scenarios, *(scenario for scenario, _ in setup.refusals)]:
+        for scenario in [*setup.scenarios, *setup.refusals]:
             self.base[scenario.name] = self._render(harness.chart, scenario)
         for scenario in setup.scenarios:
             self.known[scenario.name] = {id(manifest) for manifest in harness.render(scenario)}
@@ -195,9 +195,7 @@ class Worker:
             changed.append(scenario)
             if len(changed) == 1 and (killer := self._in_child(session, changed, False, _PATIENCE)):
                 return {"status": "killed", "by": killer}
-        refused = any(
-            self._render(harness.chart, scenario) != self.base[scenario.name] for scenario, _ in setup.refusals
-        )
+        refused = any(self._render(harness.chart, scenario) != self.base[scenario.name] for scenario in setup.refusals)
         if not changed and not refused:
             return {"status": "no effect", "by": ""}
         killer = self._in_child(session, changed[1:], True, _PATIENCE)

@@ -11,6 +11,7 @@ the kubelet's probes, a pod's connections to itself, and traffic of pods on the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -66,8 +67,14 @@ class Address(NamedTuple):
 _SCHEME_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "amqp": 5672, "amqps": 5671, "redis": 6379}
 
 
+_LOOPBACK = re.compile(r"localhost|127\..*|::1")
+
+
 def addresses(container: Container) -> list[Address]:
-    """Addresses in a container's environment: `X_HOST` with `X_PORT`, and URLs (but `s3:`, which names a bucket)."""
+    """Addresses in a container's environment: `X_HOST` with `X_PORT`, and URLs (but `s3:`, which names a bucket).
+
+    The pod itself is left out: no policy stands between it and its loopback address.
+    """
     values = {name: str(entry["value"]) for name, entry in container.env.items() if "value" in entry}
     found: list[Address] = []
     for name, value in values.items():
@@ -78,7 +85,7 @@ def addresses(container: Container) -> list[Address]:
             url = urlsplit(value)
             if url.hostname and not url.hostname.startswith("$"):
                 found.append(Address(name, url.hostname, url.port or _SCHEME_PORTS.get(url.scheme.partition("+")[0])))
-    return found
+    return [address for address in found if not _LOOPBACK.fullmatch(address.host)]
 
 
 @dataclass(frozen=True)

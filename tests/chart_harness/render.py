@@ -185,14 +185,14 @@ class Setup:
     Attributes:
         chart: the chart's folder.
         scenarios: ways to render it; the first is the one `render(...)` builds on.
-        refusals: scenarios that must not render, each with what helm's message must contain.
+        refusals: scenarios that the templates must refuse.
         helm: where to look for helm before PATH.
     """
 
     chart: Path
     scenarios: Sequence[Scenario]
     helm: Sequence[Path] = field(default_factory=tuple)
-    refusals: Sequence[tuple[Scenario, str]] = ()
+    refusals: Sequence[Scenario] = ()
 
 
 class Renderer:

@@ -66,30 +66,45 @@ def made_secrets() -> Callable[[Manifests], dict[str, set[str]]]:
 
 
 def own_secrets(values: Any) -> set[str]:
-    """Names of Secrets that the user of the values has made: `existingSecret`, those of extra volumes and sources."""
+    """Names of Secrets that the user has made: to use, to pull images with, of extra volumes and sources."""
     if isinstance(values, list):
         return set().union(*(own_secrets(value) for value in values))
     if not isinstance(values, dict):
         return set()
     named = {values[key] for key in ("existingSecret", "secretName") if values.get(key)}
+    named.update(values.get("imagePullSecrets", ()))
     if "secretRef" in values:
         named.add(values["secretRef"]["name"])
     return named.union(*(own_secrets(value) for value in values.values()))
 
 
+def storage_classes(values: Any) -> set[str]:
+    """Names of StorageClasses that values ask for."""
+    if not isinstance(values, dict):
+        return set()
+    named = {values["storageClassName"]} if values.get("storageClassName") else set()
+    return named.union(*(storage_classes(value) for value in values.values()))
+
+
 @pytest.fixture
 def given(
-    manifests_of: Callable[[Manifest | Pod | Container], Manifests], scenario_values: Callable[[str], dict[str, Any]]
+    manifests_of: Callable[[Manifest | Pod | Container], Manifests],
+    scenario_values: Callable[[str], dict[str, Any]],
+    render: Callable[..., Manifests],
 ) -> Callable[[Manifest | Pod | Container], Given]:
     """What exists beside the objects that were rendered together with a given one."""
 
     def _given(subject: Manifest | Pod | Container) -> Given:
         manifests = manifests_of(subject)
+        values = scenario_values(manifests.scenario)
         services = {f"{m.name}-serve-svc": (8000,) for m in manifests.by_kind("RayService")}
         return Given(
-            secrets={**dict.fromkeys(own_secrets(scenario_values(manifests.scenario))), **_made_secrets(manifests)},
+            secrets={**dict.fromkeys(own_secrets(values)), **_made_secrets(manifests)},
             operator_labels=kuberay_labels,
             operator_services=services,
+            objects={f"StorageClass/{name}" for name in storage_classes(values)},
+            # A policy names who may come; that a values file switches it off does not make the name wrong.
+            pods=[pod.labels for pod in render().pods()],
         )
 
     return _given

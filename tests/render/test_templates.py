@@ -1,4 +1,4 @@
-"""The templates are rendered whole, and refuse what cannot work."""
+"""The scenarios render the templates whole."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from chart_harness import Chart, HelmError, Renderer
+from chart_harness import Renderer
 from chart_harness.coverage import Report, measure
 from chart_harness.engine import Engine, build
 from chart_harness.objects import load_yaml
@@ -35,10 +35,3 @@ def test_every_branch_is_taken_by_a_scenario(report: Report) -> None:
 @pytest.mark.sources
 def test_no_branch_is_exempt_without_need(report: Report) -> None:
     assert not report.stale, "exempt, but taken or not there:\n" + "\n".join(f"  - {name}" for name in report.stale)
-
-
-def test_what_cannot_work_is_refused(pytestconfig: pytest.Config, chart: Chart, renderer: Renderer) -> None:
-    """With a message that names the value to set."""
-    for scenario, message in session_of(pytestconfig).setup.refusals:
-        with pytest.raises(HelmError, match=message.replace(".", r"\.")):
-            renderer.text(chart, scenario)

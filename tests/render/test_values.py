@@ -14,6 +14,7 @@ import yaml
 from chart_harness import Chart, HelmError, Manifests, Renderer, Scenario
 from chart_harness.objects import load_yaml
 from ci import paths
+from scenarios import BAD_VALUES
 
 CHARTS = [paths.REPOSITORY, *sorted(file.parent for file in paths.REPOSITORY.glob("charts/*/Chart.yaml"))]
 CHARTS_WITH_VALUES = [chart for chart in CHARTS if (chart / "values.yaml").exists()]
@@ -139,7 +140,7 @@ def together(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any] | N
 
 def bad_values() -> Iterator[Any]:
     """Every entry of bad_values.yaml, with the values of all entries that are rendered together with it."""
-    for kind, entries in load_yaml(Path(__file__).with_name("bad_values.yaml").read_text()).items():
+    for kind, entries in BAD_VALUES.items():
         batches: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
         for entry in entries:
             for number, (values, members) in enumerate(batches):

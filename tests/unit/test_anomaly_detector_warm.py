@@ -93,7 +93,7 @@ async def test_identity_metrics_and_hits_are_counted(world: World, long_way: lis
     assert answer.headers.get_list("x-request-id") == ["mine-1"]
     assert world.service.cache.statistics.hits == hits + 1
     metrics = (await world.client.get("/metrics")).text
-    assert 'http_requests_total{method="POST",route="/predict/{series_id}",status="200"} 2.0' in metrics
+    assert 'http_requests_total{method="POST",replica="alone",route="/predict/{series_id}",status="200"} 2.0' in metrics
 
 
 async def test_each_request_leaves_its_line(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -304,8 +304,8 @@ async def test_every_route_is_documented_with_what_it_answers(client: httpx.Asyn
         ("/models/{series_id}/versions/{version}", "get", {"200", "404", "422", "500", "503"}),
         ("/models/{series_id}/versions/{version}", "delete", {"200", "404", "409", "422", "500", "503"}),
         ("/models/{series_id}/compare", "get", {"200", "404", "422", "500", "503"}),
-        ("/models/{series_id}/promote", "post", {"200", "404", "409", "422", "500", "503"}),
-        ("/models/{series_id}/rollback", "post", {"200", "404", "409", "422", "500", "503"}),
+        ("/models/{series_id}/promote", "post", {"200", "400", "404", "409", "422", "500", "503"}),
+        ("/models/{series_id}/rollback", "post", {"200", "400", "404", "409", "422", "500", "503"}),
         ("/models/{series_id}", "delete", {"200", "404", "409", "422", "500", "503"}),
     ):
         assert set(paths[path][method]["responses"]) == codes, path
