@@ -38,6 +38,8 @@ FIREWALL_COMMENT = "anomaly-detection-cluster"
 REGISTRY = "localhost/ads/system"
 NODE_IMAGE = f"{REGISTRY}/kube-proxy"
 MANIFESTS = Path(__file__).parent / "manifests"
+KEDA_KINDS = ("scaledobjects", "triggerauthentications")
+"""Of the chart's option `autoscaling.type: keda`."""
 
 PACKAGES = (
     "buildah",
@@ -417,6 +419,7 @@ def _addons(built: Mapping[str, Path]) -> None:
     # One node needs one DNS server; a second one costs a tenth of a core's request.
     console.run(kubectl("-n", "kube-system", "scale", "deployment/coredns", "--replicas=1"), log="cluster")
     install_kuberay(KUBECONFIG, _addon_image("kuberay-operator", built))
+    _define_keda()
     waiting = (
         ("kube-system", "deployment/coredns"),
         ("kube-system", "deployment/metrics-server"),
@@ -425,6 +428,13 @@ def _addons(built: Mapping[str, Path]) -> None:
     )
     for namespace, workload in waiting:
         console.run(kubectl("-n", namespace, "rollout", "status", workload, "--timeout=180s"), log="cluster")
+
+
+def _define_keda() -> None:
+    """KEDA's custom resources without its operator: the API server checks what the chart's option makes of them."""
+    folder = programs.module_directory("keda", "github.com/kedacore/keda/v2") / "config" / "crd" / "bases"
+    files = [word for kind in KEDA_KINDS for word in ("-f", folder / f"keda.sh_{kind}.yaml")]
+    console.run([paths.BIN / "kubectl", "--kubeconfig", KUBECONFIG, "apply", "--server-side", *files], log="cluster")
 
 
 def install_kuberay(kubeconfig: Path | None, image: str) -> None:

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
-from chart_harness.live import Evidence
+from chart_harness import Chart, Manifests, Renderer, Scenario
+from chart_harness.live import Evidence, Namespace
 from ci import cluster, paths, release
 from live.system import RESTRICTED, Installation, System, unique
 from xdist.scheduler import LoadScopeScheduling
@@ -71,14 +73,19 @@ def _made(config: pytest.Config) -> cluster.Cluster | str:
     return made
 
 
+def refuse(reason: str) -> NoReturn:
+    """Skip what this machine cannot test, with the reason; where CI is set, fail."""
+    if os.environ.get("CI", "").lower() in ("1", "true"):
+        pytest.fail(f"the live tests must run under CI: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def made_cluster(pytestconfig: pytest.Config) -> cluster.Cluster:
     """The cluster. Without one the tests are skipped with the reason; where CI is set, they fail."""
     made = _made(pytestconfig)
     if isinstance(made, str):
-        if os.environ.get("CI", "").lower() in ("1", "true"):
-            pytest.fail(f"the live tests must run under CI: {made}", pytrace=False)
-        pytest.skip(made)
+        refuse(made)
     # What pytest-helm-charts runs is called kubectl.
     os.environ["PATH"] = f"{paths.BIN}{os.pathsep}{os.environ['PATH']}"
     return made
@@ -123,6 +130,28 @@ def home(request: pytest.FixtureRequest, made_cluster: cluster.Cluster, evidence
     yield found
     found.close()
     found.namespace.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def served_kinds(made_cluster: cluster.Cluster) -> frozenset[str]:
+    """Kinds that the API server knows."""
+    listed = Installation(made_cluster, release.NAMESPACE).namespace.kubectl("api-resources", "--no-headers").stdout
+    return frozenset(line.split()[-1] for line in listed.splitlines())
+
+
+@pytest.fixture
+def rendered_for(
+    scenario: Scenario, chart: Chart, renderer: Renderer, served_kinds: frozenset[str]
+) -> Callable[[Namespace], Manifests]:
+    """Renders the scenario for a namespace. Skips where the cluster lacks a kind of it; where CI is set, that fails."""
+
+    def render(namespace: Namespace) -> Manifests:
+        manifests = renderer.render(chart, replace(scenario, namespace=namespace.name))
+        if missing := {manifest.kind for manifest in manifests} - served_kinds:
+            refuse(f"the cluster does not know {', '.join(sorted(missing))}: install their definitions")
+        return manifests
+
+    return render
 
 
 @pytest.fixture(scope="session")

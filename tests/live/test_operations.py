@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import replace
+from collections.abc import Callable
 
 import pytest
-from chart_harness import Chart, Renderer, Scenario
+from chart_harness import Manifests
 from chart_harness.live import Namespace, wait_for
 from ci import release
 from live.system import RESTRICTED, Endpoint, System, forbidden_pod
@@ -88,10 +88,10 @@ def restricted_namespace(namespace_factory: NamespaceFactoryFunc, system: System
 
 
 def test_the_api_server_accepts_every_object(
-    scenario: Scenario, chart: Chart, renderer: Renderer, restricted_namespace: Namespace
+    rendered_for: Callable[[Namespace], Manifests], restricted_namespace: Namespace
 ) -> None:
-    """Of every values file, with server-side dry run: defaulting, validation and admission, and nothing is made."""
-    manifests = renderer.render(chart, replace(scenario, namespace=restricted_namespace.name))
+    """Of every scenario, with server-side dry run: defaulting, validation and admission, and nothing is made."""
+    manifests = rendered_for(restricted_namespace)
     # A bare pod is admitted only when its account exists, so that these are made for real.
     restricted_namespace.apply(manifests.by_kind("ServiceAccount"))
     done = restricted_namespace.apply(manifests, dry_run=True)
