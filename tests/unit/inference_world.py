@@ -21,6 +21,7 @@ from anomaly_detector.api import Service, build_service, create_app
 from anomaly_detector.peers import Peers
 from anomaly_detector.registry import Registry
 from anomaly_detector.settings import InferenceSettings
+from anomaly_detector.warm import Replica, WarmPredictionMiddleware
 
 SETTINGS = InferenceSettings(
     model_cache_ttl_seconds=100,
@@ -135,7 +136,7 @@ async def replica(
         yield service
 
     app = create_app(opened)
-    transport = httpx.ASGITransport(app)
+    transport = httpx.ASGITransport(WarmPredictionMiddleware(app, Replica("alone", app)))
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://inference") as client,

@@ -56,7 +56,6 @@ from anomaly_detector.schemas import (
     WarmRequest,
 )
 from anomaly_detector.settings import InferenceSettings
-from anomaly_detector.warm import WarmPredictionMiddleware
 from anomaly_detector.web import json_answer, json_body, only_member, read_json, service_of
 
 PlotFormat = Literal["svg", "html"]
@@ -182,8 +181,8 @@ def create_app(open_service: Callable[[], AbstractAsyncContextManager[Service]])
         lifespan=lifespan,
         responses={"4XX": {"model": ErrorEnvelope}, "5XX": {"model": ErrorEnvelope}},
     )
+    app.state.metrics = metrics
     app.add_middleware(RequestMiddleware, observe=metrics.observe, render=open_inference.render_error)
-    app.add_middleware(WarmPredictionMiddleware, predictor=lambda: app.state.service.predictor, observe=metrics.observe)
     install_error_handlers(app, open_inference.render_error)
     _add_prediction_routes(app)
     open_inference.add_routes(app)

@@ -13,6 +13,8 @@ from anomaly_detection.http import Application, Event, Receive, Scope, Send
 from anomaly_detection.logging import configure_logging
 from anomaly_detection.settings import ServiceSettings
 from anomaly_detector.api import connected_service, create_app
+from anomaly_detector.ingress import REPLICA
+from anomaly_detector.scaling import CPU, CpuMeter
 
 
 class AnswerHeadersMiddleware:
@@ -50,12 +52,20 @@ def build() -> FastAPI:
     node = ray.get_runtime_context().get_node_id()
     app = create_app(lambda: connected_service(replica, node))
     app.add_middleware(AnswerHeadersMiddleware, replica=replica)
+    REPLICA.name, REPLICA.application = replica, app
     return app
 
 
 @serve.ingress(build)
 class AnomalyDetector:
     """One replica: its own process, event loop and cache. Replicas, resources and limits are set in serveConfigV2."""
+
+    def __init__(self) -> None:
+        self._meter = CpuMeter()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `scaling.CpuPolicy` goes by; Ray Serve asks for it."""
+        return {CPU: self._meter.used()}
 
 
 app = serve.deployment(name="AnomalyDetector")(AnomalyDetector).bind()

@@ -1,12 +1,19 @@
-"""What stands between a replica's HTTP server and Ray Serve; `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it."""
+"""What stands between a replica's HTTP server and Ray Serve; `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it.
+
+Warm predictions are answered here: what Ray Serve does for a request takes longer than the prediction itself.
+"""
 
 from __future__ import annotations
 
 from starlette.middleware import Middleware
 
 from anomaly_detection.http import Application, Receive, Scope, Send
+from anomaly_detector.warm import Replica, WarmPredictionMiddleware
 
 _DISCONNECT_DISABLED = (b"x-request-disconnect-disabled", b"?1")
+
+REPLICA = Replica()
+"""The replica of this process; Ray Serve asks for the middlewares before it makes the application."""
 
 
 class UnwatchedMiddleware:
@@ -29,5 +36,5 @@ class UnwatchedMiddleware:
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray Serve wraps itself in."""
-    return [Middleware(UnwatchedMiddleware)]
+    """What Ray Serve wraps itself in, the innermost first."""
+    return [Middleware(UnwatchedMiddleware), Middleware(WarmPredictionMiddleware, replica=REPLICA)]

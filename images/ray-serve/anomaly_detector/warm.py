@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import orjson
+from fastapi import FastAPI
 
-from anomaly_detection.http import Application, Event, Observe, Receive, Scope, Send, identity_of
+from anomaly_detection.http import Application, Event, Receive, Scope, Send, identity_of
 from anomaly_detection.logging import write_lines
 from anomaly_detector.predictor import Predictor
 
@@ -27,24 +28,46 @@ _LOG_SECONDS = 0.1  # lines of this time are written together
 logger = logging.getLogger("anomaly_detection.http")
 
 
+@dataclass
+class Replica:
+    """Whose predictions these are.
+
+    Attributes:
+        name: its name, for `X-Replica`.
+        application: as `create_app` returns it; None until there is one.
+    """
+
+    name: str = ""
+    application: FastAPI | None = None
+
+    def predictor(self) -> Predictor | None:
+        """Gives predictions, once the application has started."""
+        if self.application is None or not hasattr(self.application.state, "service"):
+            return None
+        found: Predictor = self.application.state.service.predictor
+        return found
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count a request that the application did not see; once it has started."""
+        assert self.application
+        self.application.state.metrics.observe(method, route, status, seconds)
+
+
 class WarmPredictionMiddleware:
     """Answers a single prediction by the model in memory; hands on any other request untouched.
 
-    It stands in front of `RequestMiddleware`, whose work it does for these requests: identity, metrics, log line.
+    It stands in front of Ray Serve and of `RequestMiddleware`, whose work it does for these requests: identity,
+    metrics, log line.
 
     Args:
         app: the application it wraps.
-        predictor: gives the predictor, once the application has started.
-        observe: as of `RequestMiddleware`.
+        replica: gives predictions and is named in the answers; the same replica that the wrapped application is of.
         max_body_bytes: longer bodies are the application's to refuse.
     """
 
-    def __init__(
-        self, app: Application, predictor: Callable[[], Predictor], observe: Observe, max_body_bytes: int = 4096
-    ) -> None:
+    def __init__(self, app: Application, replica: Replica, max_body_bytes: int = 4096) -> None:
         self._app = app
-        self._predictor = predictor
-        self._observe = observe
+        self._replica = replica
         self._max_body_bytes = max_body_bytes
         self._log = RequestLog()
 
@@ -54,7 +77,8 @@ class WarmPredictionMiddleware:
             await self._app(scope, receive, send)
             return
         path: str = scope["path"]
-        if not path.startswith(_PREFIX):
+        predictor = self._replica.predictor()
+        if predictor is None or not path.startswith(_PREFIX):
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
@@ -70,17 +94,22 @@ class WarmPredictionMiddleware:
             except orjson.JSONDecodeError:
                 pass  # the application says what is wrong with it
             else:
-                body = self._predictor().predict_warm(path[len(_PREFIX) :], point)
+                body = predictor.predict_warm(path[len(_PREFIX) :], point)
         if body is None:
             await self._app(scope, _again(taken, receive), send)
             return
         answer = orjson.dumps(body)
         identity = identity_of(scope)
-        headers = [_CONTENT_TYPE, (b"content-length", b"%d" % len(answer)), (b"x-request-id", identity.encode())]
+        headers = [
+            _CONTENT_TYPE,
+            (b"content-length", b"%d" % len(answer)),
+            (b"x-request-id", identity.encode()),
+            (b"x-replica", self._replica.name.encode()),
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
         seconds = time.perf_counter() - start
-        self._observe("POST", ROUTE, 200, seconds)
+        self._replica.observe("POST", ROUTE, 200, seconds)
         self._log.add(identity, path, seconds)
 
 
