@@ -117,7 +117,7 @@ class EngineRenderer(Renderer):
             self._answers[key] = output, error
         output, error = self._answers[key]
         if error:
-            raise HelmError(f"helm does not render {chart.path.name} for «{scenario.name}»:\n{error}")
+            raise self.refusal(chart, scenario, error)
         return output
 
     def prune(self) -> None:
