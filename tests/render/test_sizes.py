@@ -203,8 +203,8 @@ def test_local_is_small_throughout(renderings: list[Manifests]) -> None:
 def total(manifests: Manifests, name: str) -> float:
     """What all pods that run all the time ask for."""
     numbers = {manifest.id: manifest.at("spec.replicas", 1) for manifest in manifests}
-    numbers |= {scaler.at("spec.scaleTargetRef.name"): fewest for scaler, fewest, _, _ in scaling(manifests)}
-    return sum(requested(c, name) * numbers.get(c.pod.owner.id, 1) for c in services(manifests).values())
+    numbers |= {f"Deployment/{s.at('spec.scaleTargetRef.name')}": fewest for s, fewest, _, _ in scaling(manifests)}
+    return float(sum(requested(c, name) * numbers.get(c.pod.owner.id, 1) for c in services(manifests).values()))
 
 
 def test_environments_fit_their_machines(renderings: list[Manifests]) -> None:
