@@ -32,11 +32,8 @@ import pytest
 
 from chart_harness.engine import Engine, EngineRenderer, build
 from chart_harness.objects import Manifests
-from chart_harness.plugin import SWEPT, Session, session_of
+from chart_harness.plugin import SWEPT, WHOLE, Session, looks_at_its_object_alone, session_of
 from chart_harness.render import Chart, HelmError, Scenario, cache_folder, find_helm
-
-_WHOLE = frozenset({"chart", "manifests_of", "pytestconfig", "render", "renderer", "renderings"})
-"""Fixtures through which a test sees more than the object it is about."""
 
 _PATIENCE = 120
 """Seconds of processor time that the tests of one mutant may take; a mutant that makes them hang is killed."""
@@ -77,7 +74,7 @@ class Worker:
         if self.focus is None or swept is None:
             return (yield)
         setup = harness.setup
-        alone = swept in ("manifest", "pod", "container") and not _WHOLE & set(metafunc.fixturenames)
+        alone = looks_at_its_object_alone(metafunc.fixturenames)
         harness.setup = replace(setup, scenarios=self.focus)
         if alone:
             harness.render = self._changed(harness)  # type: ignore[method-assign]
@@ -248,7 +245,7 @@ class Worker:
         """Let fixtures that saw the rendering be made again; others are taken not to read it."""
 
         def saw(name: str) -> bool:
-            return name in _WHOLE or any(saw(asked) for asked in self.asked.get(name, ()) if asked != name)
+            return name in WHOLE or any(saw(asked) for asked in self.asked.get(name, ()) if asked != name)
 
         for fixture in self.made:
             if fixture.argname not in ("chart", "renderer", "pytestconfig") and saw(fixture.argname):
