@@ -243,3 +243,20 @@ def test_production_has_more_of_everything(renderings: list[Manifests]) -> None:
     for deployment in production.by_kind("Deployment"):
         usual = defaults.one("Deployment", deployment.name)
         assert deployment.at("spec.replicas", 9) > usual.at("spec.replicas", 1), deployment
+
+
+def test_jobs_have_minutes_not_hours(pod: Pod) -> None:
+    """A Job that cannot succeed ends while somebody still looks; one that can gets a few tries."""
+    if not pod.runs_to_completion:
+        return
+    job = pod.owner["spec"]
+    assert 60 <= job["activeDeadlineSeconds"] <= 3600, pod.id
+    assert 1 <= job.get("backoffLimit", 1) <= 10, pod.id
+    assert pod.spec["restartPolicy"] in ("Never", "OnFailure"), pod.id
+
+
+def test_tokens_are_short_lived(pod: Pod) -> None:
+    for name, volume in pod.volumes.items():
+        for source in volume.get("projected", {}).get("sources", []):
+            if "serviceAccountToken" in source:
+                assert 600 <= source["serviceAccountToken"]["expirationSeconds"] <= 3600, f"{pod.id}: {name}"
