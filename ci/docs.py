@@ -23,8 +23,9 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -179,19 +180,96 @@ def _references(schema: Any) -> Iterator[str]:
             yield from _references(value)
 
 
-def with_known_names(schema: Any) -> Any:
-    """A schema whose closed objects list the names they know.
+ALIASES = {
+    "annotations": "podAnnotations",
+    "env": "extraEnv",
+    "envFrom": "extraEnvFrom",
+    "labels": "podLabels",
+    "logLevel": "global.logLevel",
+    "pdb": "podDisruptionBudget",
+    "pullPolicy": "global.imagePullPolicy",
+    "replicaCount": "replicas",
+    "storageClass": "storageClassName",
+    "volumeMounts": "extraVolumeMounts",
+    "volumes": "extraVolumes",
+}
+"""Names that other charts give to what is called otherwise here."""
 
-    `additionalProperties: false` alone makes helm say that a key is not allowed; with the list it says which are.
+
+def like(name: str, others: Iterable[str]) -> str:
+    """A pattern of what a name is misspelt as.
+
+    One letter too many, missing, wrong or in the wrong place leaves the first or the second half of a name as it is,
+    and its length within one. That is short, and sharp enough but for a name beside one that is much like it
+    (`minReplicas`, `maxReplicas`), whose pattern tries every letter.
+
+    Args:
+        name: the right name.
+        others: the names that may stand beside it.
+    """
+    half = (len(name) + 1) // 2
+    head, tail = re.escape(name[:half]), re.escape(name[half:])
+    if any(SequenceMatcher(None, name, other).ratio() > 0.75 for other in others if other != name):
+        letters = [re.escape(letter) for letter in name]
+        wrong = [f".{''.join(letters)}"]
+        for index, letter in enumerate(letters):
+            wrong.append("".join([*letters[:index], f"{letter}?.?", *letters[index + 1 :]]))
+    else:
+        wrong = [f"{head}.{{{len(name) - half - 1},{len(name) - half + 1}}}", f".{{{half - 1},{half + 1}}}{tail}"]
+    # Other separators and capitals: `training_api` and `trainingApi` for `training-api`.
+    humps = re.findall(r"[A-Za-z][a-z0-9]*", name)
+    return f"^(?:{'|'.join([*wrong, '[-_]?'.join(f'[{h[0].upper()}{h[0].lower()}]{h[1:]}' for h in humps)])})$"
+
+
+def with_known_names(schema: Any, mentioned: set[str]) -> Any:
+    """A schema whose closed objects say which name an unknown one was probably meant to be, and else which there are.
+
+    `additionalProperties: false` alone makes helm say that a key is not allowed, and no more. Helm can neither measure
+    how near two names are nor print a message of ours; but of a chain of conditions it prints the one that decided:
+
+        - at '': invalid propertyName 'replica'
+          - at '': value must be 'replicas'
+
+    Args:
+        schema: the schema.
+        mentioned: takes the names that need a definition `like-NAME`.
     """
     if isinstance(schema, list):
-        return [with_known_names(value) for value in schema]
+        return [with_known_names(value, mentioned) for value in schema]
     if not isinstance(schema, dict):
         return schema
-    result = {key: with_known_names(value) for key, value in schema.items()}
+    result = {key: with_known_names(value, mentioned) for key, value in schema.items()}
     if schema.get("additionalProperties") is False and isinstance(schema.get("properties"), dict):
-        result["propertyNames"] = {"enum": sorted(schema["properties"])}
+        known = sorted(schema["properties"])
+        names: Schema = {"enum": known}
+        for alias, meant in ALIASES.items():
+            if alias not in known and (meant in known or meant.startswith("global.")):
+                names = {"if": {"const": alias}, "then": {"const": meant}, "else": names}
+        for name in reversed(known):
+            names = {"if": {"$ref": f"{REFERENCE}like-{name}"}, "then": {"const": name}, "else": names}
+        mentioned.update(known)
+        # A right name may be like another one: `limit` beside `limits`.
+        result["propertyNames"] = {"if": {"enum": known}, "else": names}
     return result
+
+
+def written(schema: Schema) -> str:
+    """A schema as text: indented, but for the conditions on names, which stand deep inside each other."""
+    lines: list[str] = []
+
+    def short(node: Any) -> Any:
+        if isinstance(node, list):
+            return [short(value) for value in node]
+        if not isinstance(node, dict):
+            return node
+        result = {key: short(value) for key, value in node.items()}
+        if "propertyNames" in result:
+            lines.append(json.dumps(node["propertyNames"], separators=(",", ":"), ensure_ascii=False))
+            result["propertyNames"] = f"<line {len(lines) - 1}>"
+        return result
+
+    text = json.dumps(short(schema), indent=1, ensure_ascii=False) + "\n"
+    return re.sub(r'"<line (\d+)>"', lambda match: lines[int(match[1])], text)
 
 
 def complete(schema: Schema, title: str, definitions: Mapping[str, Schema]) -> Schema:
@@ -211,8 +289,11 @@ def complete(schema: Schema, title: str, definitions: Mapping[str, Schema]) -> S
         "properties": properties,
     }
     if used:
-        whole["$defs"] = dict(sorted(used.items()))
-    known: Schema = with_known_names(whole)
+        whole["$defs"] = used
+    names: set[str] = set()
+    known: Schema = with_known_names(whole, names)
+    patterns = {f"like-{name}": {"pattern": like(name, names)} for name in names}
+    known["$defs"] = dict(sorted((known.get("$defs", {}) | patterns).items()))
     return known
 
 
@@ -249,7 +330,7 @@ def outputs(repository: Path = paths.REPOSITORY) -> dict[Path, str]:
         values = Values(path, definitions)
         title = yaml.safe_load((path.parent / "Chart.yaml").read_text(encoding="utf-8"))["name"]
         schema = complete(values.schema, f"Values of the chart {title}", definitions)
-        wanted[path.parent / "values.schema.json"] = json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+        wanted[path.parent / "values.schema.json"] = written(schema)
         # The repository's own README speaks to users; the umbrella's table is in the chart's documentation.
         readme = repository / "docs" / "chart.md" if path.parent == repository else path.parent / "README.md"
         text = readme.read_text(encoding="utf-8")

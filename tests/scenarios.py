@@ -50,7 +50,7 @@ EXTERNAL = {
     "rabbitmq": {"enabled": False},
 }
 
-POD_EXTRAS = {
+POD_EXTRAS: Mapping[str, Any] = {
     "extraEnv": [{"name": "EXTRA_VARIABLE", "value": "extra"}],
     "extraEnvFrom": [{"secretRef": {"name": "extra-variables"}}],
     "extraVolumes": [{"name": "extra", "secret": {"secretName": "extra-files"}}],
@@ -66,9 +66,13 @@ POD_EXTRAS = {
     "serviceAccount": {"annotations": {"example.org/role": "reader"}},
 }  # fmt: skip
 
-MIRROR = {"imageRegistry": "mirror.example.org/path", "imagePullSecrets": ["pull"], "imagePullPolicy": "Always"}
+MIRROR: Mapping[str, Any] = {
+    "imageRegistry": "mirror.example.org/path",
+    "imagePullSecrets": ["pull"],
+    "imagePullPolicy": "Always",
+}
 
-RAY_WORKERS = {
+RAY_WORKERS: Mapping[str, Any] = {
     "enabled": True,
     "replicas": 2,
     "rayStartParams": {"num-cpus": "2"},

@@ -15,7 +15,7 @@ The parts, each usable without pytest:
 """
 
 from chart_harness.exemptions import Exemptions
-from chart_harness.objects import Container, Manifest, Manifests, Pod
+from chart_harness.objects import Container, Manifest, Manifests, Pod, quantity
 from chart_harness.origins import Location
 from chart_harness.problems import Problem
 from chart_harness.references import Given, Reference, references, unresolved
@@ -44,6 +44,7 @@ __all__ = [
     "Setup",
     "find_helm",
     "immutable_changes",
+    "quantity",
     "references",
     "restarts",
     "restricted",

@@ -55,7 +55,7 @@ class Engine:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.write(json.dumps(question, ensure_ascii=False) + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
         except BrokenPipeError:
@@ -70,7 +70,7 @@ class Engine:
         # The collector runs less often: a rendering's garbage is small beside the memory of a machine that runs tests.
         environment = {**os.environ, "GOGC": "400", "GOMAXPROCS": "1"}
         self._process = subprocess.Popen(
-            [self.program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [self.program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", env=environment
         )
         return self._process
 
@@ -117,7 +117,7 @@ class EngineRenderer(Renderer):
             self._answers[key] = output, error
         output, error = self._answers[key]
         if error:
-            raise HelmError(f"helm does not render {chart.path.name} for «{scenario.name}»:\n{error}")
+            raise self.refusal(chart, scenario, error)
         return output
 
     def prune(self) -> None:

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import resource
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TextIO
 
@@ -32,14 +32,14 @@ import pytest
 
 from chart_harness.engine import Engine, EngineRenderer, build
 from chart_harness.objects import Manifests
-from chart_harness.plugin import SWEPT, Session, session_of
+from chart_harness.plugin import SWEPT, WHOLE, Session, looks_at_its_object_alone, session_of
 from chart_harness.render import Chart, HelmError, Scenario, cache_folder, find_helm
 
-_WHOLE = frozenset({"chart", "manifests_of", "pytestconfig", "render", "renderer", "renderings"})
-"""Fixtures through which a test sees more than the object it is about."""
-
 _PATIENCE = 120
-"""Seconds that the tests of one mutant may take; a mutant that makes them hang is killed."""
+"""Seconds of processor time that the tests of one mutant may take; a mutant that makes them hang is killed."""
+
+_VALUE_DEPENDENT = ("drop-quote",)
+"""Operators whose mistake shows for some values only, which the tests that sweep nothing may try."""
 
 
 class Worker:
@@ -54,6 +54,7 @@ class Worker:
         self.known: dict[str, set[int]] = {}
         self.failure: str | None = None
         self.base: dict[str, tuple[str, str]] = {}
+        self.objects: dict[str, list[Mapping[str, Any]]] = {}
         self.modules: list[pytest.Module] = []
         self.made: list[pytest.FixtureDef[Any]] = []
         self.asked: dict[str, set[str]] = {}
@@ -73,7 +74,7 @@ class Worker:
         if self.focus is None or swept is None:
             return (yield)
         setup = harness.setup
-        alone = swept in ("manifest", "pod", "container") and not _WHOLE & set(metafunc.fixturenames)
+        alone = looks_at_its_object_alone(metafunc.fixturenames)
         harness.setup = replace(setup, scenarios=self.focus)
         if alone:
             harness.render = self._changed(harness)  # type: ignore[method-assign]
@@ -120,7 +121,9 @@ class Worker:
         for scenario in [*setup.scenarios, *setup.refusals]:
             self.base[scenario.name] = self._render(harness.chart, scenario)
         for scenario in setup.scenarios:
-            self.known[scenario.name] = {id(manifest) for manifest in harness.render(scenario)}
+            rendered = harness.render(scenario)
+            self.known[scenario.name] = {id(manifest) for manifest in rendered}
+            self.objects[scenario.name] = [manifest.raw for manifest in rendered]
         # Fills caches and makes the fixtures of the session once, for all children: the last test is told that the
         # session follows, so that everything but the session's fixtures is torn down.
         first = [item for item in session.items if f"[{setup.scenarios[0].name}" in item.nodeid]
@@ -155,7 +158,7 @@ class Worker:
     def _whole_suite(self, session: pytest.Session) -> dict[str, Any]:
         """Whether the suite passes without a mutant."""
         known, self.known = self.known, {}
-        killer = self._in_child(session, session_of(session.config).setup.scenarios, True, 1200)
+        killer = self._in_child(session, session_of(session.config).setup.scenarios, True, 3600)
         self.known = known
         return {"status": "killed" if killer else "passed", "by": killer or ""}
 
@@ -168,7 +171,7 @@ class Worker:
         known = dict(self.renderer._answers), dict(self.renderer._parsed), dict(self.renderer._documents)
         try:
             _forget(harness.chart)
-            verdict = self._verdict(session, harness, likely)
+            verdict = self._verdict(session, harness, likely, mutant["operator"])
         finally:
             file.write_text(source)
             _forget(harness.chart)
@@ -177,10 +180,11 @@ class Worker:
             self.kills[_function(verdict["by"])] += 1
         return {**verdict, "seconds": round(time.monotonic() - begun, 2)}
 
-    def _verdict(self, session: pytest.Session, harness: Session, likely: list[str]) -> dict[str, Any]:
+    def _verdict(self, session: pytest.Session, harness: Session, likely: list[str], operator: str) -> dict[str, Any]:
         setup = harness.setup
         order = {name: index for index, name in enumerate(likely)}
         changed: list[Scenario] = []
+        other_text = False
         asked = [scenario for scenario in setup.scenarios if scenario.name in order]
         for scenario in sorted(asked, key=lambda scenario: order[scenario.name]):
             output, error = self._render(harness.chart, scenario)
@@ -189,14 +193,17 @@ class Worker:
             if output == self.base[scenario.name][0]:
                 continue
             try:
-                harness.render(scenario)
+                objects = [manifest.raw for manifest in harness.render(scenario)]
             except AssertionError as invalid:
                 return {"status": "killed", "by": f"«{scenario.name}»: {str(invalid).splitlines()[0]}"}
+            if objects == self.objects[scenario.name]:
+                other_text = True
+                continue
             changed.append(scenario)
             if len(changed) == 1 and (killer := self._in_child(session, changed, False, _PATIENCE)):
                 return {"status": "killed", "by": killer}
         refused = any(self._render(harness.chart, scenario) != self.base[scenario.name] for scenario in setup.refusals)
-        if not changed and not refused:
+        if not changed and not refused and not (other_text and operator in _VALUE_DEPENDENT):
             return {"status": "no effect", "by": ""}
         killer = self._in_child(session, changed[1:], True, _PATIENCE)
         return {"status": "killed" if killer else "survived", "by": killer or ""}
@@ -212,7 +219,8 @@ class Worker:
             code = 1
             try:
                 os.close(reading)
-                os.setsid()
+                # Processor time, so that a busy machine kills no mutant.
+                resource.setrlimit(resource.RLIMIT_CPU, (patience, patience))
                 killer = self._run(session, scenarios, with_unswept)
                 os.write(writing, (killer or "").encode()[:4000])
                 code = 0
@@ -221,22 +229,14 @@ class Worker:
             finally:
                 os._exit(code)
         os.close(writing)
-        answer = b""
-        deadline = time.monotonic() + patience
-        with os.fdopen(reading, "rb", buffering=0) as pipe:
-            while True:
-                ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
-                if not ready:
-                    os.killpg(child, signal.SIGKILL)
-                    self.engine.stop()  # it may be in the middle of an answer
-                    answer = f"no answer in {patience} s".encode()
-                    break
-                part = pipe.read(4096)
-                if not part:
-                    break
-                answer += part
-        os.waitpid(child, 0)
-        killer = answer.decode(errors="replace")
+        with os.fdopen(reading, "rb") as pipe:
+            killer = pipe.read().decode(errors="replace")
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            self.engine.stop()  # it may be in the middle of an answer
+            if os.WTERMSIG(status) not in (signal.SIGXCPU, signal.SIGKILL):
+                raise HelmError(f"a process that ran tests was ended by signal {os.WTERMSIG(status)}")
+            return f"no answer in {patience} s"
         if killer.startswith("not run:"):
             raise HelmError(killer)
         return killer or None
@@ -245,7 +245,7 @@ class Worker:
         """Let fixtures that saw the rendering be made again; others are taken not to read it."""
 
         def saw(name: str) -> bool:
-            return name in _WHOLE or any(saw(asked) for asked in self.asked.get(name, ()) if asked != name)
+            return name in WHOLE or any(saw(asked) for asked in self.asked.get(name, ()) if asked != name)
 
         for fixture in self.made:
             if fixture.argname not in ("chart", "renderer", "pytestconfig") and saw(fixture.argname):
@@ -256,7 +256,10 @@ class Worker:
         os.dup2(silence, 1)
         os.dup2(silence, 2)
         self.focus, self.with_unswept, self.failure = scenarios, with_unswept, None
-        items = [item for module in self.modules for item in _items(module)]
+        try:
+            items = [item for module in self.modules for item in _items(module)]
+        except Exception as error:  # as pytest does: what cannot be collected is an error, and so a failure
+            return f"the collection: {error!r}"
         self._forget_fixtures(next(item._request for item in items if isinstance(item, pytest.Function)))
         session.config.hook.pytest_collection_modifyitems(session=session, config=session.config, items=items)
         for index, item in enumerate(items):

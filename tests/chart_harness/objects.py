@@ -43,6 +43,18 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_StrictLoader)  # a safe loader
 
 
+_UNITS = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15,
+          "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}  # fmt: skip
+
+
+def quantity(text: str | float) -> float:
+    """A Kubernetes quantity (`250m`, `1.5Gi`) as a number; fails for what is none."""
+    match = re.fullmatch(r"(?P<number>[0-9.]+(?:[eE][0-9]+)?)(?P<unit>[a-zA-Z]*)", str(text))
+    if not match or match["unit"] not in _UNITS:
+        raise AssertionError(f"{text!r} is no quantity")
+    return float(match["number"]) * _UNITS[match["unit"]]
+
+
 @dataclass(frozen=True)
 class Container:
     """One container of a pod.

@@ -8,8 +8,11 @@ A test asks for one of these and runs once for each:
 - `container`: one container, init containers included; id `local-Deployment/training-api/api`.
 - `scenario`: one scenario, rendered or not.
 
-and may ask for `render` (a function of a `Scenario`, or of overrides on the first scenario), `renderings` (the objects
-of every scenario), `chart`, `renderer` and `manifests_of` (the objects rendered together with a given one).
+An object that is the same, letter by letter, in several scenarios is tested once, under the first of them, by a test
+that can see nothing else.
+
+A test may ask for `render` (a function of a `Scenario`, or of overrides on the first scenario), `renderings` (the
+objects of every scenario), `chart`, `renderer` and `manifests_of` (the objects rendered together with a given one).
 
 A `conftest.py` says what to render:
 
@@ -20,7 +23,7 @@ A `conftest.py` says what to render:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -31,6 +34,16 @@ from chart_harness.origins import line_of
 from chart_harness.render import Chart, HelmError, Renderer, Scenario, Setup, cache_folder, find_helm
 
 SWEPT = ("scenario", "manifests", "manifest", "pod", "container")
+
+OF_ONE_OBJECT = ("manifest", "pod", "container")
+
+WHOLE = frozenset({"chart", "manifests_of", "pytestconfig", "render", "renderer", "renderings"})
+"""Fixtures through which a test sees more than the object it is about."""
+
+
+def looks_at_its_object_alone(fixtures: Collection[str]) -> bool:
+    """Whether a test that uses these fixtures is about one object and cannot see another."""
+    return WHOLE.isdisjoint(fixtures) and any(name in fixtures for name in OF_ONE_OBJECT)
 
 
 class Hooks:
@@ -176,13 +189,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     kinds = {kind for mark in metafunc.definition.iter_markers("kinds") for kind in mark.args}
     subjects: list[Any] = []
     ids: list[str] = []
+    seen: set[str] | None = set() if looks_at_its_object_alone(metafunc.fixturenames) else None
     for scenario in session.setup.scenarios:
         if name == "scenario":
             subjects.append(scenario)
             ids.append(scenario.name)
             continue
         try:
-            found = list(_subjects(name, session.render(scenario), kinds))
+            manifests = session.render(scenario)
+            if seen is not None:
+                manifests = manifests.where(lambda manifest: manifest.document not in seen)
+                seen.update(manifest.document for manifest in manifests)
+            found = list(_subjects(name, manifests, kinds))
         except AssertionError as error:
             found = [("does-not-render", _Refused(error))]
         subjects += [subject for _, subject in found]

@@ -67,11 +67,17 @@ class Reference:
     problem: str = ""
 
 
-def unresolved(manifest: Manifest, manifests: Manifests, given: Given) -> list[str]:
-    """Every reference of an object that nothing provides, as sentences with path and, where known, template line."""
+def unresolved(manifest: Manifest, manifests: Manifests, given: Given | None = None) -> list[str]:
+    """Every reference of an object that nothing provides, as sentences with path and, where known, template line.
+
+    Args:
+        manifest: the object.
+        manifests: what was rendered together with it.
+        given: what exists beside that; nothing by default.
+    """
     return [
         str(Problem(reference.path, reference.problem, manifest))
-        for reference in references(manifest, manifests, given)
+        for reference in references(manifest, manifests, given or Given())
         if reference.problem
     ]
 

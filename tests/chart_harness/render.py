@@ -20,6 +20,7 @@ from typing import Any
 
 from chart_harness.objects import Manifests, load_yaml
 from chart_harness.origins import Marked, Origins
+from chart_harness.suggestions import with_suggestions
 
 _FORMAT = 1
 """Version of the cache's layout; part of every key."""
@@ -243,8 +244,14 @@ class Renderer:
                 self._answers[key] = self._shared(key, lambda: self._run(chart.path, scenario))
             output, error = self._answers[key]
         if error:
-            raise HelmError(f"helm does not render {chart.path.name} for «{scenario.name}»:\n{error}")
+            raise self.refusal(chart, scenario, error)
         return output
+
+    @staticmethod
+    def refusal(chart: Chart, scenario: Scenario, error: str) -> HelmError:
+        """What is raised for helm's message."""
+        told = with_suggestions(error, chart)
+        return HelmError(f"helm does not render {chart.path.name} for «{scenario.name}»:\n{told}")
 
     def _origins(self, chart: Chart, scenario: Scenario) -> Origins:
         """What knows the template lines of a rendering; reads and runs nothing until it is asked."""
@@ -304,10 +311,11 @@ class Renderer:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("HELM_", "KUBE"))}
         done = subprocess.run(
             command,
-            input=json.dumps(scenario.overrides) if scenario.overrides else "",
+            # As it is: an escaped character beyond 16 bits is two surrogates in JSON, which YAML does not know.
+            input=json.dumps(scenario.overrides, ensure_ascii=False) if scenario.overrides else "",
+            encoding="utf-8",
             env={**environment, "KUBECONFIG": os.devnull},
             capture_output=True,
-            text=True,
             check=False,
             timeout=120,
         )

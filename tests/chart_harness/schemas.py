@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -14,6 +13,7 @@ import jsonschema_rs
 
 from chart_harness.objects import Manifest
 from chart_harness.problems import Problem
+from chart_harness.suggestions import suggestion
 
 
 class SchemaStore:
@@ -83,7 +83,7 @@ class SchemaStore:
         raw, known = (manifest.raw, manifest) if isinstance(manifest, Manifest) else (manifest, None)
         kind = f"{raw.get('apiVersion')}/{raw.get('kind')}"
         if kind not in self._documents:
-            return [Problem("", f"no schema for {kind}{_suggestion(kind, self.kinds)}", known)]
+            return [Problem("", f"no schema for {kind}{suggestion(kind, self.kinds)}", known)]
         if kind not in self._validators:
             self._validators[kind] = jsonschema_rs.Draft7Validator(self.schema(kind), validate_formats=True)
         if self._validators[kind].is_valid(raw):
@@ -108,18 +108,13 @@ def _path(parts: Any) -> str:
     return text
 
 
-def _suggestion(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def _explain(error: jsonschema.ValidationError) -> Iterator[Problem]:
     path = _path(error.absolute_path)
     if error.validator == "additionalProperties" and isinstance(error.schema, Mapping):
         known = error.schema.get("properties", {})
         for name in error.instance:
             if name not in known:
-                yield Problem(f"{path}.{name}".lstrip("."), f"unknown field{_suggestion(name, known)}")
+                yield Problem(f"{path}.{name}".lstrip("."), f"unknown field{suggestion(name, known)}")
     elif error.validator == "required":
         for name in error.validator_value:
             if name not in error.instance:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from itertools import pairwise
 
-from chart_harness import Container, Exemptions, Manifest, Pod, restricted
+from chart_harness import Container, Exemptions, Manifest, Pod, quantity, restricted
 
 IMAGE = re.compile(
     r"(?P<name>[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+)"
@@ -52,14 +52,6 @@ def test_memory_is_not_overcommitted(container: Container) -> None:
         limit = (resources.get("limits") or {}).get(name)
         if request is not None and limit is not None:
             assert quantity(request) <= quantity(limit), f"{container.id}: requests more {name} than its limit"
-
-
-def quantity(text: str | float) -> float:
-    """A Kubernetes quantity as a number."""
-    match = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", str(text))
-    assert match, f"{text} is no quantity"
-    factors = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
-    return float(match[1]) * factors[match[2]]
 
 
 def test_images_are_pinned(container: Container) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -94,3 +95,21 @@ def test_an_existing_secret_is_used_and_not_made(
         for variable in container.env.values()
     }
     assert used - {None} <= {f"own-{number}" for number in range(len(own))}
+
+
+def test_made_passwords_are_long_and_belong_to_the_release(manifests: Manifests) -> None:
+    """192 bits at least, of letters and digits; found again, and not taken for somebody else's, by their labels."""
+    found = manifests.find("ConfigMap", "secrets")
+    if found is None:
+        return
+    for secret in json.loads(found.at("data")["secrets.json"]):
+        assert secret["labels"] == {
+            "app.kubernetes.io/part-of": "anomaly-detection-system",
+            "app.kubernetes.io/instance": "ads",
+            "app.kubernetes.io/component": "credentials",
+        }, secret["name"]
+        for key, about in secret["keys"].items():
+            # A name is no secret: whoever looks for a user finds it in the policies of the store.
+            named = key in ("root-user", "access-key-id")
+            assert about.keys() == ({"value"} if named else {"length"}), f"{secret['name']}: {key}"
+            assert named or 32 <= about["length"] <= 64, f"{secret['name']}: {key}"

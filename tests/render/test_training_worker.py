@@ -55,3 +55,43 @@ def test_keda_needs_no_policy_for_a_broker_elsewhere(render: Any) -> None:
     assert hosts == {"amqp://mq.example.org:5672/"}
     password = manifests.one("TriggerAuthentication", "training-worker").at("spec.secretTargetRef")
     assert [item["name"] for item in password] == ["own-broker"]
+
+
+def test_keda_reads_the_queues_as_the_worker_does(manifests: Manifests) -> None:
+    """With the worker's own user, password, host and virtual host, and only jobs that wait."""
+    scaled = manifests.find("ScaledObject", "training-worker")
+    if scaled is None:
+        return
+    target = manifests.one("Deployment", scaled.at("spec.scaleTargetRef.name"))
+    (container,) = target.pods[0].containers
+    environment = container.env
+    host, port = environment["RABBITMQ_HOST"]["value"], environment["RABBITMQ_PORT"]["value"]
+    # KEDA's operator asks from another namespace.
+    host = host if "." in host else f"{host}.{scaled.namespace}"
+    assert {trigger["name"] for trigger in scaled.at("spec.triggers")} == {JOBS_QUEUE, PRIORITY_QUEUE}
+    for trigger in scaled.at("spec.triggers"):
+        assert trigger["type"] == "rabbitmq"
+        about = trigger["metadata"]
+        assert about["protocol"] == "amqp", "over HTTP jobs in a worker's hands would count too"
+        assert about["mode"] == "QueueLength"
+        assert about["host"] == f"amqp://{host}:{port}/"
+        assert about["vhostName"] == environment["RABBITMQ_VHOST"]["value"]
+        assert about["queueName"] == trigger["name"]
+        access = manifests.one("TriggerAuthentication", trigger["authenticationRef"]["name"])
+        given = {entry["parameter"]: entry for entry in [*access.at("spec.env"), *access.at("spec.secretTargetRef")]}
+        assert given.keys() == {"username", "password"}
+        assert given["username"]["containerName"] == container.name
+        assert given["username"]["name"] == "RABBITMQ_USER"
+        secret = environment["RABBITMQ_PASSWORD"]["valueFrom"]["secretKeyRef"]
+        assert (given["password"]["name"], given["password"]["key"]) == (secret["name"], secret["key"])
+
+
+def test_kedas_policy_leads_from_its_operator_to_the_broker(render: Any) -> None:
+    manifests = render(**scaling(type="keda", keda={"namespace": "operators"}))
+    policy = manifests.one("NetworkPolicy", "training-worker-keda")
+    (broker,) = manifests.one("StatefulSet", "rabbitmq").pods
+    assert policy.at("spec.podSelector.matchLabels").items() <= broker.labels.items()
+    assert policy.at("spec.policyTypes") == ["Ingress"]
+    (rule,) = policy.at("spec.ingress")
+    assert rule["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "operators"}}}]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 5672}]

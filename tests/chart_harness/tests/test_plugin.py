@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from chart_harness import find_helm
 from chart_harness.plugin import session_of
 
 pytest_plugins = ("pytester",)
+
+GUIDE = Path(__file__).parents[3] / "docs" / "testing.md"
 
 CONFTEST = """
 from pathlib import Path
@@ -57,7 +62,7 @@ def _write_conftest(pytester: pytest.Pytester, config: pytest.Config, *, replica
 
 def test_names_sweep(suite: pytest.Pytester) -> None:
     result = suite.runpytest_subprocess("-v", "-p", "no:cacheprovider")
-    result.assert_outcomes(passed=19)
+    result.assert_outcomes(passed=17)
     result.stdout.fnmatch_lines_random(
         [
             "*test_scenario?one? PASSED*",
@@ -65,8 +70,11 @@ def test_names_sweep(suite: pytest.Pytester) -> None:
             "*test_manifest?one-Deployment/web? PASSED*",
             "*test_kinds?two-Service/web? PASSED*",
             "*test_container?one-Deployment/web/prepare? PASSED*",
+            "*test_manifest?two-Deployment/web? PASSED*",
         ]
     )
+    # The same Service in both: once is enough for a test that sees nothing else, not for one that does.
+    result.stdout.no_fnmatch_line("*test_manifest?two-Service/web?*")
 
 
 def test_parallel_and_serial_runs_have_the_same_outcomes(suite: pytest.Pytester) -> None:
@@ -96,8 +104,8 @@ def test_skipped(scenario):
     parallel = outcomes("-p", "xdist", "-n", "2")
     serial = outcomes()
     assert parallel == serial
-    assert len(serial) == 19 + 6 + 2
-    assert sum("templates/web.yaml:38" in outcome for outcome in serial.values()) == 2
+    assert len(serial) == 17 + 4 + 2
+    assert sum("templates/web.yaml:38" in outcome for outcome in serial.values()) == 1
 
 
 def test_a_scenario_that_does_not_render_fails_its_tests_with_helms_message(
@@ -133,3 +141,27 @@ def test_container(container):
             "*Containers?prepare?.securityContext.capabilities: templates/web.yaml:21",
         ]
     )
+
+
+def test_the_lines_of_the_guide_test_any_chart(
+    pytester: pytest.Pytester, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What docs/testing.md says to write for another chart, written: a chart, its values and properties, no fixture."""
+    monkeypatch.setenv("CHART_HARNESS_CACHE", str(pytester.path / "cache"))
+    monkeypatch.setenv("CHART_HARNESS_HELM", str(find_helm(session_of(pytestconfig).setup.helm)))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    files = dict(re.findall(r"```python\n# (conftest\.py|test_my_chart\.py)\n(.*?)```", GUIDE.read_text(), re.DOTALL))
+    assert files.keys() == {"conftest.py", "test_my_chart.py"}
+    for name, text in files.items():
+        (pytester.path / name).write_text(text)
+    chart = Path(shutil.copytree(Path(__file__).parent / "fixture_chart", pytester.path / "my-chart"))
+    (pytester.path / "ha.yaml").write_text("replicas: 3\n")
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=9)
+    # A template more, with a mistake in it: the properties find it, and say where it is made.
+    (chart / "templates" / "more.yaml").write_text(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: more}\nspec:\n  selector: {app: wbe}\n  ports: [{port: 80}]\n"
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*templates/more.yaml:5*"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from chart_harness import Chart, HelmError, Renderer, Scenario
 from chart_harness.render import readable_error
+from chart_harness.suggestions import with_suggestions
 
 BASE = Scenario("base", namespace="space")
 
@@ -123,9 +125,43 @@ def test_a_template_error_is_helms_message(empty_renderer: Renderer, fixture_fil
     assert "templates/web.yaml:1" in str(error.value)
 
 
-def test_a_refused_value_names_its_key(empty_renderer: Renderer, fixture_files: Chart) -> None:
-    with pytest.raises(HelmError, match="replicaz"):
+def test_a_refused_value_names_its_key_and_the_nearest(empty_renderer: Renderer, fixture_files: Chart) -> None:
+    with pytest.raises(HelmError, match=r"'replicaz' not allowed; did you mean replicas\?"):
         empty_renderer.render(fixture_files, replace(BASE, overrides={"replicaz": 1}))
+    with pytest.raises(HelmError, match=r"'colour' not allowed$"):
+        empty_renderer.render(fixture_files, replace(BASE, overrides={"colour": 1}))
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "meant"),
+    [
+        ("", "imag", "image"),
+        ("/image", "taq", "tag"),
+        ("/pods/0/limits", "memry", "memory"),
+        ("/anything/deep", "taq", None),
+        ("/image/tag", "x", None),
+    ],
+)
+def test_the_nearest_key_is_looked_for_where_the_unknown_one_stands(
+    path: str, name: str, meant: str | None, fixture_chart: Path
+) -> None:
+    schema = {
+        "properties": {
+            "image": {"$ref": "#/$defs/image"},
+            "pods": {"items": {"properties": {"limits": {"properties": {"memory": {}}}}}},
+        },
+        "$defs": {"image": {"properties": {"tag": {"type": "string"}}}},
+    }
+    (fixture_chart / "values.schema.json").write_text(json.dumps(schema))
+    line = f"  - at '{path}': additional properties '{name}' not allowed"
+    told = with_suggestions(f"values don't meet:\nfixture:\n{line}", Chart(fixture_chart)).splitlines()[-1]
+    assert told == (f"{line}; did you mean {meant}?" if meant else line)
+
+
+def test_every_character_of_an_override_reaches_helm(empty_renderer: Renderer, fixture_files: Chart) -> None:
+    image = "é\N{CJK UNIFIED IDEOGRAPH-6F22}\N{GRINNING FACE}"
+    objects = empty_renderer.render(fixture_files, replace(BASE, overrides={"image": image}))
+    assert {container.spec["image"] for container in objects.containers()} >= {image}
 
 
 def test_a_failure_is_remembered_too(empty_renderer: Renderer, fixture_files: Chart, runs: list[Any]) -> None:
