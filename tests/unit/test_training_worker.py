@@ -84,6 +84,7 @@ class Backend:
         self.error: str | None = None
         self.hold = asyncio.Event()
         self.hold.set()
+        self.start_seconds = 0.0
 
     def _called(self, name: str) -> None:
         self.calls.append(name)
@@ -157,6 +158,9 @@ class Backend:
     ) -> None:
         self._called("publish")
         self.events.append((routing_key, TrainingCompleted.model_validate_json(body)))
+
+    async def start(self) -> None:
+        await asyncio.sleep(self.start_seconds)
 
     async def call(self, method: str, *arguments: Any, request_id: str = "") -> Any:
         assert request_id == "request-1"
@@ -257,6 +261,14 @@ async def test_a_fit_that_takes_too_long_fails_its_job() -> None:
     assert backend.error == (
         "TRAINING_FAILED: the fit took longer than the 0.01 s allowed: take fewer trees, points per tree or points"
     )
+
+
+async def test_the_start_of_the_training_process_is_not_the_time_of_a_fit() -> None:
+    """The one before may have been ended for a fit that took too long."""
+    backend = Backend()
+    backend.start_seconds = 0.2
+    await worker_on(backend, fit_timeout=0.1).handle(FakeDelivery(job_message()))
+    assert backend.status is JobStatus.SUCCEEDED
 
 
 async def test_what_is_registered_again_is_not_fitted_again() -> None:
