@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 from chart_harness.live import wait_for
 from live.system import COMPONENTS, Endpoint, System
+
+from anomaly_detection.settings import BrokerSettings
 
 LONG = {"n_estimators": 500, "max_samples": 4096, "contamination": 0.01}
 """The most work that one request may ask for, on 100,000 points."""
@@ -26,22 +29,56 @@ class Broker:
 
     Args:
         endpoint: of the management interface.
+        amqp: of the broker itself.
         password: of the user `admin`.
     """
 
-    def __init__(self, endpoint: Endpoint, password: str) -> None:
+    def __init__(self, endpoint: Endpoint, amqp: Endpoint, password: str) -> None:
         self._endpoint = endpoint
+        self._amqp = amqp
         self._password = password
 
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
-        answer = self._endpoint.request("POST", f"/api/{path}", json=body, auth=("admin", self._password))
-        assert answer.status_code == 200, f"{answer.status_code} {answer.text}"
-        return answer.json()
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
+        answer = self._endpoint.request(method, f"/api/{path}", auth=("admin", self._password), **options)
+        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
+        return answer.json() if answer.content else None
 
-    def publish(self, routing_key: str, text: str) -> None:
-        """Publish a message to the exchange of the events; a queue has to take it."""
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._ask("POST", path, json=body)
+
+    def publish(self, routing_key: str, text: str, exchange: str = "training-events") -> None:
+        """Publish a message to an exchange; a queue has to take it. `amq.default` leads to the queue that is named."""
         body = {"routing_key": routing_key, "payload": text, "payload_encoding": "string", "properties": {}}
-        assert self._post(f"exchanges/{VIRTUAL_HOST}/training-events/publish", body) == {"routed": True}
+        assert self._post(f"exchanges/{VIRTUAL_HOST}/{exchange}/publish", body) == {"routed": True}
+
+    @contextmanager
+    def queue(self, name: str) -> Iterator[str]:
+        """A queue like those of jobs, but of a test's own; its name."""
+        path = f"queues/{VIRTUAL_HOST}/{name}"
+        arguments = {"x-queue-type": "quorum", "x-delivery-limit": 5}
+        self._ask("PUT", path, json={"durable": True, "arguments": arguments})
+        try:
+            yield name
+        finally:
+            self._ask("DELETE", path)
+
+    def drop(self, connection_name: str) -> int:
+        """End the connections with a name, as an outage would; how many there were."""
+        named = [
+            each["name"]
+            for each in self._ask("GET", "connections")
+            if each.get("client_properties", {}).get("connection_name") == connection_name
+        ]
+        for name in named:
+            self._ask("DELETE", f"connections/{quote(name, safe='')}")
+        return len(named)
+
+    def settings(self) -> BrokerSettings:
+        """How a client of its own reaches it, as the administrator."""
+        url = urlsplit(self._amqp.url())
+        return BrokerSettings(
+            host=url.hostname or "", port=url.port or 0, vhost=VIRTUAL_HOST, user="admin", password=self._password
+        )
 
     def dead_letters(self, *, remove: bool = False) -> list[dict[str, Any]]:
         """The messages in the dead-letter queue, 100 at most; they stay there unless `remove` is set."""
@@ -65,11 +102,11 @@ class Broker:
 def broker_of(system: System) -> Iterator[Broker]:
     """The broker of the installation."""
     password = base64.b64decode(system.secrets()["rabbitmq-secret"]["admin-password"]).decode()
-    endpoint = Endpoint(system.cluster, "rabbitmq", 15672)
-    try:
-        yield Broker(endpoint, password)
-    finally:
-        endpoint.close()
+    with (
+        closing(Endpoint(system.cluster, "rabbitmq", 15672)) as endpoint,
+        closing(Endpoint(system.cluster, "rabbitmq", 5672)) as amqp,
+    ):
+        yield Broker(endpoint, amqp, password)
 
 
 def running(system: System, job_id: str, attempt: int = 1) -> None:

@@ -355,7 +355,7 @@ class Trainer:
         """Create the registered model of a series unless it is there."""
         try:
             self._client.create_registered_model(name, tags={"series_id": series_id})
-        except RestException as error:
+        except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
@@ -366,7 +366,7 @@ class Trainer:
             if found is None:
                 try:
                     self._experiment_id = self._client.create_experiment(self._experiment_name)
-                except RestException as error:
+                except MlflowException as error:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
                         raise
                     return self._experiment()  # another worker was faster
