@@ -10,10 +10,9 @@ import httpx
 import pytest
 from chart_harness.live import wait_for
 from live.system import System, points, unique
+from live.training import LONG, broker_of, running
 
 PROBE = {"timestamp": 1_800_000_000, "value": 0.5}
-LONG = {"n_estimators": 500, "max_samples": 4096, "contamination": 0.01}
-"""The most work that one request may ask for, on 100,000 points: time to do something meanwhile."""
 
 
 def done(answer: httpx.Response) -> dict[str, Any]:
@@ -40,17 +39,6 @@ def two_versions(system: System, series: str) -> tuple[dict[str, Any], dict[str,
     assert [job["model_version"] for job in jobs] == [1, 2]
     system.served(series, 2)
     return jobs[0], jobs[1]
-
-
-def running(system: System, job_id: str, attempt: int = 1) -> None:
-    """Wait until a worker has a job, for this time."""
-
-    def taken() -> bool:
-        job = system.job(job_id)
-        assert (job["status"], job["attempts"]) == ("running", attempt), job
-        return True
-
-    wait_for(taken, f"attempt {attempt} at job {job_id}", 60, every=0.05)
 
 
 def test_models_are_listed_page_by_page(system: System, series: str) -> None:
@@ -215,6 +203,10 @@ def test_a_poison_message_is_given_up_and_can_be_requeued(system: System, series
     assert job["attempts"] == 5
     assert job["error"]["code"] == "TRAINING_FAILED"
     assert "given up after 5 deliveries" in job["error"]["message"]
+    with broker_of(system) as broker:
+        letter = broker.dead_letter_of(job_id)
+    assert letter is not None, "its message is not in the dead-letter queue"
+    assert letter["properties"]["headers"]["x-first-death-reason"] == "rejected"
     said = requeue(system, "--job", job_id)
     assert f"requeued: job {job_id} of series {series}" in said
     assert "1 requeued" in said

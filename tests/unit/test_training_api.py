@@ -22,6 +22,7 @@ import pytest
 from unit.training_backend import Backend
 
 from anomaly_detection.contracts import (
+    DetectorParameters,
     FitRequest,
     JobStatus,
 )
@@ -459,11 +460,36 @@ async def test_too_many_lines_are_counted(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("query", ["trees=3", "parameters=3", "n_estimators=many", "priority=now"])
-async def test_an_unknown_option_of_a_csv_request_is_refused(
-    client: httpx.AsyncClient, points: Points, query: str
+async def test_an_unknown_option_in_the_query_is_refused(client: httpx.AsyncClient, points: Points, query: str) -> None:
+    for body in ({"content": csv_of(points), "headers": CSV}, {"json": {"data": points}}):
+        answer = await client.post(f"/fit/s1?{query}", **body)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (422, "a parameter is not acceptable")
+
+
+async def test_options_of_a_json_body_stand_before_those_of_the_query(
+    client: httpx.AsyncClient, backend: Backend, points: Points
 ) -> None:
-    answer = await client.post(f"/fit/s1?{query}", content=csv_of(points), headers=CSV)
-    assert (answer.status_code, answer.json()["error"]["message"]) == (422, "a parameter is not acceptable")
+    body = {"data": points, "parameters": {"n_estimators": 7}}
+    await client.post("/fit/s1?n_estimators=9&random_state=3&priority=high", json=body)
+    ((routing_key, message, _),) = backend.published
+    assert routing_key == "training.job.priority"
+    assert message.parameters == DetectorParameters(n_estimators=7, random_state=3)
+    await client.post("/fit/s2?priority=high", json=body | {"priority": "standard"})
+    assert backend.published[1][0] == "training.job.standard"
+
+
+async def test_the_options_are_documented_as_parameters_of_the_query(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    documented = {item["name"]: item for item in document["paths"]["/fit/{series_id}"]["post"]["parameters"]}
+    query = {name: item for name, item in documented.items() if item["in"] == "query"}
+    assert query.keys() == {"detector", "priority"} | DetectorParameters.model_fields.keys()
+    assert {"path", "header"} == {item["in"] for item in documented.values()} - {"query"}
+    assert not any(item["required"] for item in query.values())
+    assert all(item["description"] for item in query.values())
+    assert query["priority"]["schema"]["enum"] == ["standard", "high"]
+    schema = query["n_estimators"]["schema"]
+    assert (schema["type"], schema["minimum"], schema["maximum"], schema["default"]) == ("integer", 1, 500, 100)
+    assert "$ref" not in json.dumps(list(query.values())), "a reference would lead to a schema that is not there"
 
 
 PARQUET = {"Content-Type": "application/vnd.apache.parquet"}

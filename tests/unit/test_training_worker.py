@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -14,19 +14,19 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from unit.jobs_in_memory import JobsInMemory, LockedSeries
 
 from anomaly_detection.contracts import (
     DELIVERY_LIMIT,
     DetectorParameters,
     Job,
-    JobDurations,
+    JobError,
     JobStatus,
     Priority,
     TrainingCompleted,
     TrainingJob,
 )
 from anomaly_detection.errors import DependencyUnavailableError
-from anomaly_detection.jobs import Claim
 from anomaly_detection.object_store import ObjectNotFoundError
 from training_worker.__main__ import main
 from training_worker.health import health_app
@@ -70,97 +70,58 @@ class FakeDelivery:
         self.answer = "requeue" if requeue else "dead-letter"
 
 
-class Backend:
-    """Everything the worker calls; `failures` are raised by the call they are named for, one after the other."""
+class Backend(JobsInMemory):
+    """Everything the worker calls; `failures` are raised by the call they are named for, one after the other.
 
-    def __init__(self, status: JobStatus | None = JobStatus.QUEUED) -> None:
-        self.status = status
-        self.attempts = 0
-        self.newest = True
+    It knows one job, that of `message`, unless it is told that there is none.
+    """
+
+    def __init__(self, status: JobStatus | None = JobStatus.QUEUED, attempts: int = 0) -> None:
+        super().__init__()
+        self.message = job_message()
+        if status is not None:
+            self.add(self.message, status, attempts)
         self.registered_before: Registered | None = None
         self.calls: list[str] = []
         self.events: list[tuple[str, TrainingCompleted]] = []
         self.failures: dict[str, list[Exception]] = {}
-        self.error: str | None = None
         self.hold = asyncio.Event()
         self.hold.set()
+        self.start_seconds = 0.0
 
-    def _called(self, name: str) -> None:
-        self.calls.append(name)
-        if self.failures.get(name):
-            raise self.failures[name].pop(0)
+    @property
+    def job(self) -> Job:
+        """The job as it is now."""
+        (job,) = self.jobs
+        return job
 
-    def _job(self, message: TrainingJob) -> Job:
-        assert self.status is not None
-        return Job(
-            job_id=message.job_id,
-            series_id=message.series_id,
-            status=self.status,
-            created_at=message.created_at,
-            points=message.points,
-            parameters=message.parameters,
-            priority=Priority.STANDARD,
-            attempts=self.attempts,
-            model_version=7,
-            durations=JobDurations(),
-            links={},
-        )
-
-    async def claim(self, message: TrainingJob, redelivered: bool) -> Claim:
-        self._called("claim")
-        if self.status is None:
-            return Claim(None, None, None)
-        if self.status is JobStatus.QUEUED or (self.status is JobStatus.RUNNING and redelivered):
-            self.status = JobStatus.RUNNING
-            self.attempts += 1
-            return Claim(self.status, self.attempts, self._job(message))
-        return Claim(self.status, None, self._job(message))
-
-    async def succeed(
-        self,
-        message: TrainingJob,
-        attempt: int,
-        model_version: int,
-        run_id: str,
-        durations: JobDurations,
-        promote: Callable[[], Awaitable[None]],
-    ) -> Job | None:
-        self._called("succeed")
-        if attempt != self.attempts:
-            return None
-        if self.newest:
-            await promote()
-        self.status = JobStatus.SUCCEEDED if self.newest else JobStatus.SUPERSEDED
-        return self._job(message)
-
-    async def fail(self, job_id: UUID, attempt: int | None, code: str, text: str) -> bool:
-        self._called("fail")
-        self.status, self.error = JobStatus.FAILED, f"{code}: {text}"
-        return True
-
-    async def give_back(self, job_id: UUID, attempt: int) -> None:
-        self._called("give_back")
-        self.status = JobStatus.QUEUED
+    def called(self, method: str) -> None:
+        self.calls.append(method)
+        if self.failures.get(method):
+            raise self.failures[method].pop(0)
 
     @asynccontextmanager
-    async def locked(self, series_id: str) -> AsyncIterator[None]:
-        self._called("locked")
-        yield
+    async def locked(self, series_id: str) -> AsyncIterator[LockedSeries]:
+        async with super().locked(series_id) as locked:
+            yield locked
         self.calls.append("unlocked")
 
-    async def get(self, key: str) -> bytes:
-        self._called("get")
+    async def read(self, key: str) -> bytes:
+        self.called("read")
         return b"points"
 
     async def publish(
         self, routing_key: str, body: bytes, *, message_id: str, headers: dict[str, str] | None = None
     ) -> None:
-        self._called("publish")
+        self.called("publish")
         self.events.append((routing_key, TrainingCompleted.model_validate_json(body)))
+
+    async def start(self) -> None:
+        await asyncio.sleep(self.start_seconds)
 
     async def call(self, method: str, *arguments: Any, request_id: str = "") -> Any:
         assert request_id == "request-1"
-        self._called(method)
+        self.called(method)
         await self.hold.wait()
         if method == "fit":
             return Fitted(load_s=0.01, fit_s=0.02)
@@ -170,10 +131,20 @@ class Backend:
         self.calls.append("kill")
 
 
+class Points:
+    """The store of the backend: its `get` is not that of jobs."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def get(self, key: str) -> bytes:
+        return await self._backend.read(key)
+
+
 def worker_on(backend: Backend, patience: float = 5.0, fit_timeout: float = 5.0) -> Worker:
     return Worker(
         jobs=backend,
-        store=backend,
+        store=Points(backend),
         publisher=backend,
         training=backend,
         metrics=Metrics(),
@@ -190,12 +161,13 @@ async def handled(backend: Backend, delivery: FakeDelivery, patience: float = 5.
 
 
 async def test_a_job_is_trained_promoted_announced_and_only_then_acknowledged() -> None:
-    backend, message = Backend(), job_message()
+    backend = Backend()
+    message = backend.message
     delivery = FakeDelivery(message)
     assert await handled(backend, delivery) == "ack"
     assert backend.calls == [
         "claim",
-        "get",
+        "read",
         "fit",
         "register",
         "succeed",
@@ -221,90 +193,109 @@ async def test_an_unreadable_message_is_dead_lettered() -> None:
 )
 async def test_a_job_that_is_not_to_be_done_is_skipped(status: JobStatus | None) -> None:
     backend = Backend(status)
-    assert await handled(backend, FakeDelivery(job_message())) == "ack"
+    assert await handled(backend, FakeDelivery(backend.message)) == "ack"
     assert backend.calls == ["claim"]
 
 
 async def test_the_event_of_a_finished_job_goes_out_again() -> None:
     backend = Backend(JobStatus.SUCCEEDED)
-    assert await handled(backend, FakeDelivery(job_message(), deliveries=1)) == "ack"
+    assert await handled(backend, FakeDelivery(backend.message, deliveries=1)) == "ack"
     assert backend.calls == ["claim", "publish"]
 
 
 async def test_a_running_job_whose_worker_is_gone_is_taken_over() -> None:
-    backend = Backend(JobStatus.RUNNING)
-    backend.attempts = 1
-    assert await handled(backend, FakeDelivery(job_message(), deliveries=1)) == "ack"
+    backend = Backend(JobStatus.RUNNING, attempts=1)
+    assert await handled(backend, FakeDelivery(backend.message, deliveries=1)) == "ack"
     assert backend.calls[2:5] == ["registered_before", "fit", "register"]
-    assert backend.status is JobStatus.SUCCEEDED
+    assert backend.job.status is JobStatus.SUCCEEDED
 
 
 async def test_what_the_attempt_before_registered_is_used() -> None:
-    backend = Backend(JobStatus.RUNNING)
-    backend.attempts = 1
+    backend = Backend(JobStatus.RUNNING, attempts=1)
     backend.registered_before = Registered(7, "run-1", 0.01)
-    assert await handled(backend, FakeDelivery(job_message(), deliveries=1)) == "ack"
+    assert await handled(backend, FakeDelivery(backend.message, deliveries=1)) == "ack"
     assert "fit" not in backend.calls
-    assert backend.status is JobStatus.SUCCEEDED
+    assert backend.job.status is JobStatus.SUCCEEDED
 
 
 async def test_a_fit_that_takes_too_long_fails_its_job() -> None:
     backend = Backend()
     backend.hold.clear()
-    delivery = FakeDelivery(job_message())
+    delivery = FakeDelivery(backend.message)
     await worker_on(backend, fit_timeout=0.01).handle(delivery)
-    assert (delivery.answer, backend.status) == ("ack", JobStatus.FAILED)
-    assert backend.error == (
-        "TRAINING_FAILED: the fit took longer than the 0.01 s allowed: take fewer trees, points per tree or points"
+    assert (delivery.answer, backend.job.status) == ("ack", JobStatus.FAILED)
+    assert backend.job.error == JobError(
+        code="TRAINING_FAILED",
+        message="the fit took longer than the 0.01 s allowed: take fewer trees, points per tree or points",
     )
+
+
+async def test_the_start_of_the_training_process_is_not_the_time_of_a_fit() -> None:
+    """The one before may have been ended for a fit that took too long."""
+    backend = Backend()
+    backend.start_seconds = 0.2
+    await worker_on(backend, fit_timeout=0.1).handle(FakeDelivery(backend.message))
+    assert backend.job.status is JobStatus.SUCCEEDED
 
 
 async def test_what_is_registered_again_is_not_fitted_again() -> None:
     backend = Backend()
     backend.failures["register"] = [RegistryUnavailableError("refused")]
-    assert await handled(backend, FakeDelivery(job_message())) == "ack"
+    assert await handled(backend, FakeDelivery(backend.message)) == "ack"
     assert backend.calls.count("fit") == 1
     assert backend.calls.count("register") == 2
 
 
 async def test_an_older_result_is_not_announced() -> None:
     backend = Backend()
-    backend.newest = False
-    assert await handled(backend, FakeDelivery(job_message())) == "ack"
-    assert (backend.status, backend.events) == (JobStatus.SUPERSEDED, [])
+
+    async def meanwhile(key: str) -> bytes:
+        backend.numbers["s1"] = backend.message.sequence + 1
+        return b"points"
+
+    backend.read = meanwhile  # type: ignore[method-assign]
+    assert await handled(backend, FakeDelivery(backend.message)) == "ack"
+    assert (backend.job.status, backend.events) == (JobStatus.SUPERSEDED, [])
     assert "promote" not in backend.calls
+
+
+async def test_a_job_older_than_what_is_in_production_is_not_trained() -> None:
+    backend = Backend()
+    backend.numbers["s1"] = backend.message.sequence + 1
+    assert await handled(backend, FakeDelivery(backend.message)) == "ack"
+    assert (backend.job.status, backend.calls) == (JobStatus.SUPERSEDED, ["claim"])
 
 
 async def test_a_job_taken_over_by_somebody_else_is_left_to_them() -> None:
     backend = Backend()
 
     async def stolen(key: str) -> bytes:
-        backend.attempts += 1
+        backend.change(backend.message.job_id, attempts=2)
         return b""
 
-    backend.get = stolen  # type: ignore[method-assign]
-    assert await handled(backend, FakeDelivery(job_message())) == "ack"
-    assert (backend.status, backend.events) == (JobStatus.RUNNING, [])
+    backend.read = stolen  # type: ignore[method-assign]
+    assert await handled(backend, FakeDelivery(backend.message)) == "ack"
+    assert (backend.job.status, backend.events) == (JobStatus.RUNNING, [])
 
 
 @pytest.mark.parametrize(
     ("call", "error"),
-    [("get", ObjectNotFoundError("series/s1/x.npz")), ("fit", UntrainableError("damaged points"))],
+    [("read", ObjectNotFoundError("series/s1/x.npz")), ("fit", UntrainableError("damaged points"))],
 )
 async def test_what_cannot_succeed_fails_at_once(call: str, error: Exception) -> None:
     backend = Backend()
     backend.failures[call] = [error]
-    assert await handled(backend, FakeDelivery(job_message())) == "ack"
-    assert backend.status is JobStatus.FAILED
-    assert backend.error is not None
-    assert backend.error.startswith("TRAINING_FAILED: ")
+    assert await handled(backend, FakeDelivery(backend.message)) == "ack"
+    assert backend.job.status is JobStatus.FAILED
+    assert backend.job.error is not None
+    assert backend.job.error.code == "TRAINING_FAILED"
 
 
 @pytest.mark.parametrize(
     ("call", "error"),
     [
         ("claim", DependencyUnavailableError("database")),
-        ("get", DependencyUnavailableError("object-store")),
+        ("read", DependencyUnavailableError("object-store")),
         ("register", RegistryUnavailableError("refused")),
         ("promote", RegistryUnavailableError("refused")),
         ("succeed", DependencyUnavailableError("database")),
@@ -314,16 +305,16 @@ async def test_what_cannot_succeed_fails_at_once(call: str, error: Exception) ->
 async def test_a_dependency_away_is_waited_for(call: str, error: Exception) -> None:
     backend = Backend()
     backend.failures[call] = [error, error]
-    assert await handled(backend, FakeDelivery(job_message())) == "ack"
-    assert backend.status is JobStatus.SUCCEEDED
+    assert await handled(backend, FakeDelivery(backend.message)) == "ack"
+    assert backend.job.status is JobStatus.SUCCEEDED
     assert len(backend.events) == 1
 
 
 async def test_patience_ends() -> None:
     backend = Backend()
-    backend.failures["get"] = [DependencyUnavailableError("object-store")] * 100
-    assert await handled(backend, FakeDelivery(job_message()), patience=0.01) == "requeue"
-    assert backend.status is JobStatus.QUEUED
+    backend.failures["read"] = [DependencyUnavailableError("object-store")] * 100
+    assert await handled(backend, FakeDelivery(backend.message), patience=0.01) == "requeue"
+    assert backend.job.status is JobStatus.QUEUED
 
 
 @pytest.mark.parametrize(
@@ -333,24 +324,27 @@ async def test_patience_ends() -> None:
 async def test_old_versions_that_cannot_be_deleted_are_no_failure(call: str, error: Exception) -> None:
     backend = Backend()
     backend.failures[call] = [error]
-    assert await handled(backend, FakeDelivery(job_message())) == "ack"
-    assert backend.status is JobStatus.SUCCEEDED
+    assert await handled(backend, FakeDelivery(backend.message)) == "ack"
+    assert backend.job.status is JobStatus.SUCCEEDED
 
 
 async def test_a_crash_returns_the_job_and_the_last_one_buries_it() -> None:
-    backend, message = Backend(), job_message()
+    backend = Backend()
+    message = backend.message
     backend.failures["fit"] = [ProcessDiedError("killed"), ProcessDiedError("killed")]
     assert await handled(backend, FakeDelivery(message, deliveries=DELIVERY_LIMIT - 2)) == "requeue"
     assert backend.calls[-1] == "give_back"
     assert await handled(backend, FakeDelivery(message, deliveries=DELIVERY_LIMIT - 1)) == "dead-letter"
-    assert backend.status is JobStatus.FAILED
-    assert backend.error == "TRAINING_FAILED: given up after 5 deliveries: ProcessDiedError: killed"
+    assert backend.job.status is JobStatus.FAILED
+    assert backend.job.error == JobError(
+        code="TRAINING_FAILED", message="given up after 5 deliveries: ProcessDiedError: killed"
+    )
 
 
 async def test_a_job_that_killed_all_its_workers_is_buried_without_another_try() -> None:
     backend = Backend(JobStatus.RUNNING)
-    assert await handled(backend, FakeDelivery(job_message(), deliveries=DELIVERY_LIMIT)) == "dead-letter"
-    assert backend.status is JobStatus.FAILED
+    assert await handled(backend, FakeDelivery(backend.message, deliveries=DELIVERY_LIMIT)) == "dead-letter"
+    assert backend.job.status is JobStatus.FAILED
     assert backend.calls == ["fail"]
 
 
@@ -381,7 +375,7 @@ async def eventually(condition: Callable[[], bool]) -> None:
 async def test_nothing_is_taken_while_a_job_is_in_hand() -> None:
     backend = Backend()
     backend.hold.clear()
-    worker, queue = worker_on(backend), Queue(FakeDelivery(job_message()), FakeDelivery(job_message()))
+    worker, queue = worker_on(backend), Queue(FakeDelivery(backend.message), FakeDelivery(backend.message))
     running = asyncio.create_task(worker.run(queue.take))
     await eventually(lambda: "fit" in backend.calls)
     assert queue.taken == 1
@@ -392,7 +386,8 @@ async def test_nothing_is_taken_while_a_job_is_in_hand() -> None:
 
 
 async def test_a_broker_away_is_asked_again() -> None:
-    backend, delivery = Backend(), FakeDelivery(job_message())
+    backend = Backend()
+    delivery = FakeDelivery(backend.message)
     worker = worker_on(backend)
     running = asyncio.create_task(worker.run(Queue(DependencyUnavailableError("broker"), delivery).take))
     await eventually(lambda: delivery.answer == "ack")
@@ -403,26 +398,26 @@ async def test_a_broker_away_is_asked_again() -> None:
 async def test_stopping_finishes_the_job_in_hand_and_takes_no_other() -> None:
     backend = Backend()
     backend.hold.clear()
-    worker, first, second = worker_on(backend), FakeDelivery(job_message()), FakeDelivery(job_message())
+    worker, first, second = worker_on(backend), FakeDelivery(backend.message), FakeDelivery(backend.message)
     running = asyncio.create_task(worker.run(Queue(first, second).take))
     await eventually(lambda: "fit" in backend.calls)
     asyncio.get_running_loop().call_later(0.02, backend.hold.set)
     await worker.stop(5)
     await running
     assert (first.answer, second.answer) == ("ack", "")
-    assert backend.status is JobStatus.SUCCEEDED
+    assert backend.job.status is JobStatus.SUCCEEDED
 
 
 async def test_stopping_returns_a_job_that_takes_too_long() -> None:
     backend = Backend()
     backend.hold.clear()
     worker = worker_on(backend)
-    delivery = FakeDelivery(job_message())
+    delivery = FakeDelivery(backend.message)
     running = asyncio.create_task(worker.run(Queue(delivery).take))
     await eventually(lambda: "fit" in backend.calls)
     await worker.stop(0.01)
     await running
-    assert (delivery.answer, backend.status) == ("requeue", JobStatus.QUEUED)
+    assert (delivery.answer, backend.job.status) == ("requeue", JobStatus.QUEUED)
     assert "kill" in backend.calls
 
 
@@ -497,46 +492,31 @@ async def test_health_routes() -> None:
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "NOT_FOUND")
 
 
-class DeadLetters:
+class DeadLetters(JobsInMemory):
     """A dead-letter queue, the jobs of its messages and the broker they go back to."""
 
     def __init__(self, *letters: TrainingJob | bytes) -> None:
+        super().__init__()
         self.letters = [FakeDelivery(letter) for letter in letters]
-        self.jobs = {
-            letter.job_id: Backend(JobStatus.FAILED)._job(letter)
-            for letter in letters
-            if isinstance(letter, TrainingJob)
-        }
-        self.messages = {letter.job_id: letter for letter in letters if isinstance(letter, TrainingJob)}
         self.calls: list[str] = []
         self.said: list[str] = []
-        self.away = False
+        for letter in letters:
+            if isinstance(letter, TrainingJob):
+                # What the database has may be newer than the message.
+                self.add(letter.model_copy(update={"priority": Priority.HIGH}), JobStatus.FAILED)
 
-    def set(self, message: TrainingJob, status: JobStatus) -> None:
-        self.jobs[message.job_id] = self.jobs[message.job_id].model_copy(update={"status": status})
+    def called(self, method: str) -> None:
+        self.calls.append(method)
 
     async def waiting(self) -> AsyncIterator[FakeDelivery]:
         for letter in self.letters:
             yield letter
 
-    async def reopen(self, message: TrainingJob) -> tuple[TrainingJob | None, Job | None]:
-        job = self.jobs.get(message.job_id)
-        if job is None or job.status in (JobStatus.SUCCEEDED, JobStatus.CANCELLED, JobStatus.SUPERSEDED):
-            return None, job
-        self.calls.append("reopen")
-        self.set(message, JobStatus.QUEUED)
-        # As the database has it, which may be newer than the message.
-        return message.model_copy(update={"priority": Priority.HIGH}), self.jobs[message.job_id]
-
     async def publish(
         self, routing_key: str, body: bytes, *, message_id: str, headers: dict[str, str] | None = None
     ) -> None:
-        if self.away:
-            raise DependencyUnavailableError("broker")
+        self.need("broker")
         self.calls.append(f"publish {routing_key}")
-
-    async def mark_published(self, message: TrainingJob) -> None:
-        self.calls.append("mark_published")
 
     async def requeue(self, job_id: UUID | None = None, limit: int | None = None) -> int:
         return await requeue(self.waiting(), self, self, job_id=job_id, limit=limit, say=self.said.append)
@@ -551,13 +531,13 @@ async def test_a_dead_letter_is_acknowledged_after_its_job_waits_again() -> None
     assert await dead.requeue() == 1
     assert dead.calls == ["reopen", "publish training.job.priority", "mark_published"]
     assert dead.answers() == ["ack"]
-    assert dead.jobs[message.job_id].status is JobStatus.QUEUED
+    assert dead.jobs[0].status is JobStatus.QUEUED
     assert dead.said == [f"requeued: job {message.job_id} of series s1"]
 
 
 async def test_a_dead_letter_stays_while_the_broker_is_away() -> None:
     dead = DeadLetters(job_message())
-    dead.away = True
+    dead.away.add("broker")
     with pytest.raises(DependencyUnavailableError):
         await dead.requeue()
     assert dead.answers() == [""]
@@ -580,8 +560,8 @@ async def test_only_the_dead_letter_of_one_job_is_requeued() -> None:
 async def test_a_dead_letter_nobody_can_use_is_removed_and_one_nobody_understands_stays() -> None:
     done, unknown = job_message(), job_message()
     dead = DeadLetters(b"not a job", unknown, done)
-    dead.set(done, JobStatus.SUCCEEDED)
-    del dead.jobs[unknown.job_id]
+    dead.change(done.job_id, status=JobStatus.SUCCEEDED)
+    del dead.jobs[0]
     assert await dead.requeue() == 0
     assert dead.answers() == ["", "", "ack"]
     assert [text.split(":")[0] for text in dead.said] == ["left", "left", "removed"]

@@ -1,4 +1,4 @@
-"""RabbitMQ on asyncio: one connection that comes back by itself, confirmed publishing, and consuming.
+"""RabbitMQ on asyncio: one connection that comes back by itself, confirmed publishing, and messages taken one by one.
 
 Exchanges, queues and bindings are declared by the broker's definitions, not here: the services' users may not
 configure them.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 
 import aio_pika
@@ -40,8 +40,6 @@ _HEARTBEAT_SECONDS = 20
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[AbstractIncomingMessage], Awaitable[None]]
-
 
 class Broker:
     """A connection to one virtual host.
@@ -58,7 +56,6 @@ class Broker:
         self._exchange: AbstractRobustExchange | None = None
         self._queues: dict[str, AbstractRobustQueue] = {}
         self._kept: list[AbstractIncomingMessage] = []
-        self._consumers: list[tuple[AbstractRobustQueue, str]] = []
 
     async def connect(self) -> None:
         """Connect, trying until the broker answers; later interruptions are repaired in the background."""
@@ -119,15 +116,6 @@ class Broker:
             raise DependencyUnavailableError(NAME) from error
         except (AMQPError, ChannelInvalidStateError, OSError, RuntimeError) as error:  # OSError covers TimeoutError
             raise DependencyUnavailableError(NAME) from error
-
-    async def consume(self, queue_name: str, handler: Handler) -> None:
-        """Deliver the messages of a queue to `handler`, one at a time; it acknowledges or returns each itself.
-
-        Raises:
-            RuntimeError: called before `connect`.
-        """
-        queue = await self._queue(queue_name)
-        self._consumers.append((queue, await queue.consume(handler)))
 
     async def take(self, *queue_names: str) -> AbstractIncomingMessage:
         """The next message of these queues, of the first that has one; waits until there is one.
@@ -212,13 +200,6 @@ class Broker:
                     yield message
         except (AMQPError, ChannelInvalidStateError, OSError) as error:
             raise DependencyUnavailableError(NAME) from error
-
-    async def stop_consuming(self) -> None:
-        """Take no further messages; those in hand can still be acknowledged or returned."""
-        for queue, tag in self._consumers:
-            with suppress(AMQPError, ChannelInvalidStateError, OSError):
-                await queue.cancel(tag, timeout=2)
-        self._consumers.clear()
 
     async def check(self) -> None:
         """Return if the connection stands.

@@ -38,7 +38,7 @@ from anomaly_detection.logging import request_id
 from anomaly_detection.series import Series, check_variation
 from training_api.body import CSV, read_body, read_fit
 from training_api.model_routes import model_routes
-from training_api.openapi import JobIdPath, SeriesIdPath, errors
+from training_api.openapi import JobIdPath, SeriesIdPath, errors, fit_query_parameters
 from training_api.parquet import PARQUET
 from training_api.services import DependencyState, Services
 from training_api.settings import TrainingApiSettings
@@ -179,11 +179,12 @@ def create_app(services: Services, settings: TrainingApiSettings) -> FastAPI:
         summary="Learn a series",
         description="Checks the points, stores them and queues a training. The same points and parameters again are "
         "the same job; a newer fit supersedes one that is still queued. The body is JSON or, by its `Content-Type`, "
-        "CSV (lines of `timestamp,value` under this header) or Parquet (columns `timestamp` and `value`), both with "
-        "`detector`, `priority` and the detector's parameters in the query. With `Content-Encoding: gzip` it is "
-        "compressed; limits are those of the body without it.",
+        "CSV (lines of `timestamp,value` under this header) or Parquet (columns `timestamp` and `value`), which have "
+        "their options in the query. What a JSON body says itself stands before the query. With "
+        "`Content-Encoding: gzip` the body is compressed; limits are those of the body without it.",
         responses=errors(400, 413, 415, 422, 429, 503),
         openapi_extra={
+            "parameters": fit_query_parameters(),
             "requestBody": {
                 "required": True,
                 "content": {
@@ -197,7 +198,7 @@ def create_app(services: Services, settings: TrainingApiSettings) -> FastAPI:
                     },
                     PARQUET: {"schema": {"type": "string", "format": "binary"}},
                 },
-            }
+            },
         },
     )
     async def post_fit(

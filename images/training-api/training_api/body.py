@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from anomaly_detection.contracts import MAX_TREE_POINTS, DetectorParameters, FitOptions
 from anomaly_detection.errors import AppError, ErrorCode
@@ -98,7 +98,7 @@ def read_fit(
     Args:
         body: decompressed.
         content_type: `text/csv`, `application/vnd.apache.parquet`, or anything else for JSON.
-        query: options of a body that has no place for them.
+        query: options, each under its own name; those that a JSON body gives itself are the body's.
         min_points: fewest points allowed.
         max_points: most points allowed.
 
@@ -106,13 +106,13 @@ def read_fit(
         AppError: what is wrong with them.
     """
     media_type = content_type.partition(";")[0].strip().lower()
+    options = _options(_of_query(query))
     if media_type in _READERS:
-        options = _options(_of_query(query))
         series = _READERS[media_type](body, min_points=min_points, max_points=max_points)
     else:
         document = _document(body)
         data = document.pop("data")
-        options = _options(document)
+        options = _merged(options, _options(document))
         series = read_points(data, min_points=min_points, max_points=max_points)
     _check_cost(options.parameters, len(series))
     return series, options
@@ -163,6 +163,18 @@ def _of_query(query: Mapping[str, str]) -> dict[str, Any]:
     outside = {name: query[name] for name in ("detector", "priority") if name in query}
     parameters = {name: _json_or_text(text) for name, text in query.items() if name not in outside}
     return {"parameters": parameters} | outside
+
+
+def _merged(outside: FitOptions, inside: FitOptions) -> FitOptions:
+    """The options of a query with those that the body gives itself put over them."""
+    parameters = _given(outside.parameters) | _given(inside.parameters)
+    given = _given(outside) | _given(inside) | {"parameters": DetectorParameters(**parameters)}
+    return FitOptions.model_construct(**given)
+
+
+def _given(options: BaseModel) -> dict[str, Any]:
+    """The fields that were given, not those that have their defaults."""
+    return {name: getattr(options, name) for name in options.model_fields_set}
 
 
 def _json_or_text(text: str) -> Any:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import Path
 
-from anomaly_detection.contracts import SERIES_ID_PATTERN
+from anomaly_detection.contracts import SERIES_ID_PATTERN, FitOptions
 from anomaly_detection.errors import ErrorEnvelope
 
 SeriesIdPath = Annotated[
@@ -43,3 +43,28 @@ _MEANINGS = {
 def errors(*codes: int) -> dict[int | str, dict[str, Any]]:
     """Descriptions of the error answers of a route, the unexpected one included."""
     return {code: {"model": ErrorEnvelope, "description": _MEANINGS[code]} for code in (*codes, 500)}
+
+
+def fit_query_parameters() -> list[dict[str, Any]]:
+    """Descriptions of the options of a fit as query parameters: `detector`, `priority` and the detector's own."""
+    schema = FitOptions.model_json_schema()
+    definitions = schema["$defs"]
+    options = {
+        "detector": schema["properties"]["detector"],
+        "priority": {
+            **definitions["Priority"],
+            "default": schema["properties"]["priority"]["default"],
+            "description": "which queue the job waits in; `high` is served first",
+        },
+        **definitions["DetectorParameters"]["properties"],
+    }
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": option.pop("description"),
+            "schema": option,
+        }
+        for name, option in options.items()
+    ]

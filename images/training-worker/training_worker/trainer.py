@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from mlflow.exceptions import MlflowException, RestException
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking._model_registry.client import ModelRegistryClient
 from mlflow.types import Schema, TensorSpec
 
 from anomaly_detection.contracts import (
@@ -57,7 +58,9 @@ from training_worker.results import Fitted, Registered, RegistryUnavailableError
 MODEL_NAME = "model"
 """Name of the logged model inside its run."""
 
-_CALLS_AT_A_TIME = 4
+_CALLS_AT_A_TIME = 6
+"""As many as a logged model has files."""
+
 _TRANSIENT = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED", "IO_ERROR"}
 
 logger = logging.getLogger(__name__)
@@ -95,6 +98,8 @@ class Trainer:
 
     def __init__(self, tracking_uri: str, experiment_name: str, sklearn_flavor: bool) -> None:
         self._client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        # `MlflowClient` asks for the whole registered model, again each time, before it points an alias.
+        self._registry = ModelRegistryClient(tracking_uri, tracking_uri)
         # The logged model's artifacts and `models:/` sources are resolved through these.
         mlflow.set_tracking_uri(tracking_uri)
         mlflow.set_registry_uri(tracking_uri)
@@ -183,9 +188,10 @@ class Trainer:
         name = model_name(series_id)
         with _registry_errors():
             before = self._client.get_registered_model(name).aliases.get(PRODUCTION_ALIAS)
+            # One after the other: interrupted in between, the call that is repeated still finds what was before.
             if before is not None and int(before) != version:
-                self._client.set_registered_model_alias(name, PREVIOUS_ALIAS, str(before))
-            self._client.set_registered_model_alias(name, PRODUCTION_ALIAS, str(version))
+                self._registry.set_registered_model_alias(name, PREVIOUS_ALIAS, str(before))
+            self._registry.set_registered_model_alias(name, PRODUCTION_ALIAS, str(version))
 
     def prune(self, series_id: str, kept: int) -> int:
         """Delete the oldest versions of a model, with their artifacts and runs, until `kept` are left.
@@ -281,7 +287,7 @@ class Trainer:
                 tags={**tags, "detector": "isolation_forest"},
                 run_name=f"{name}-{job.sequence}",
             ).info.run_id
-            status = "FAILED"
+            ending: list[Future[None]] = []
             try:
                 noted = submit(
                     client.log_batch,
@@ -293,10 +299,12 @@ class Trainer:
                     self._experiment(), name=MODEL_NAME, source_run_id=run_id, tags=tags, params=parameters
                 )
                 saved.result()
-                client.log_model_artifacts(logged.model_id, str(folder / MODEL_NAME))
+                self._upload(folder / MODEL_NAME, logged.artifact_location)
                 ready = submit(client.finalize_logged_model, logged.model_id, "READY")
+                ending.append(submit(client.set_terminated, run_id, "FINISHED"))
                 # The version last: it says that everything else is there.
-                for call in (named, noted, ready):
+                before: list[Future[Any]] = [named, noted, ready, *ending]
+                for call in before:
                     call.result()
                 version = client.create_model_version(
                     name,
@@ -315,13 +323,27 @@ class Trainer:
                     },
                     await_creation_for=0,
                 )
-                status = "FINISHED"
                 return int(version.version), run_id
-            finally:
-                client.set_terminated(run_id, status)
+            except BaseException:
+                wait(ending)  # the last word on the run is the next line's
+                client.set_terminated(run_id, "FAILED")
+                raise
         finally:
             wait([named, saved])
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _upload(self, folder: Path, location: str) -> None:
+        """Put the files of a folder under an artifact location, at the same time."""
+        repository = get_artifact_repository(location, tracking_uri=mlflow.get_tracking_uri())
+
+        def put(file: Path) -> None:
+            parent = file.parent.relative_to(folder).as_posix()
+            repository.log_artifact(str(file), None if parent == "." else parent)
+
+        uploads = [self._pool.submit(put, file) for file in folder.rglob("*") if file.is_file()]
+        wait(uploads)  # all of them: none may be under way when the folder goes
+        for upload in uploads:
+            upload.result()
 
     def _registered_before(self, job: TrainingJob) -> tuple[int, str] | None:
         """Version and run that an earlier attempt at this job registered, if one got that far."""
@@ -333,7 +355,7 @@ class Trainer:
         """Create the registered model of a series unless it is there."""
         try:
             self._client.create_registered_model(name, tags={"series_id": series_id})
-        except RestException as error:
+        except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
@@ -344,7 +366,7 @@ class Trainer:
             if found is None:
                 try:
                     self._experiment_id = self._client.create_experiment(self._experiment_name)
-                except RestException as error:
+                except MlflowException as error:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
                         raise
                     return self._experiment()  # another worker was faster

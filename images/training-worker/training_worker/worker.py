@@ -85,6 +85,7 @@ class Store(Protocol):
 class Training(Protocol):
     """What the worker needs of `training_worker.process.TrainingProcess`."""
 
+    async def start(self) -> None: ...
     async def call(self, method: str, *arguments: Any, request_id: str = "") -> Any: ...
     def kill(self) -> None: ...
 
@@ -286,6 +287,8 @@ class Worker:
         Raises:
             JobFailedError: it cannot be fitted, or takes longer than it may; the process is ended then.
         """
+        # After a fit that took too long it has to come up again, which is not this one's time.
+        await self._training.start()
         try:
             async with asyncio.timeout(self._fit_seconds):
                 fitted: Fitted = await self._call("fit", message, message, blob)
