@@ -26,7 +26,7 @@ from anomaly_detection.errors import (
 from anomaly_detection.http import RequestMiddleware
 from anomaly_detection.object_store import NAME as OBJECT_STORE
 from anomaly_detection.object_store import ObjectStore
-from anomaly_detection.series import FLOAT32_MAX, read_points
+from anomaly_detection.series import FLOAT32_MAX
 from anomaly_detection.settings import BrokerSettings, MlflowSettings, ObjectStoreSettings
 from anomaly_detection.stability import MAJOR, MODERATE
 from anomaly_detector import open_inference
@@ -218,7 +218,7 @@ def _add_prediction_routes(app: FastAPI) -> None:
         check_series_id(series_id)
         service = service_of(request)
         data = only_member("data", await read_json(request))
-        answer = await service.predictor.predict_batch_json(series_id, parse_version(version), data)
+        answer = await service.predictor.predict_batch(series_id, parse_version(version), data)
         return Response(answer, media_type="application/json")
 
     @app.post("/predict", response_model=ManyPredictions, openapi_extra=json_body(ManyRequest), tags=["predict"])
@@ -226,7 +226,7 @@ def _add_prediction_routes(app: FastAPI) -> None:
         """Score points of many series; a series that cannot be scored has an `error` in its place."""
         service = service_of(request)
         bodies = only_member("series", await read_json(request))
-        return json_answer({"results": await service.predictor.predict_many(bodies)})
+        return Response(await service.predictor.predict_many(bodies), media_type="application/json")
 
 
 def _add_plot_routes(app: FastAPI) -> None:
@@ -273,7 +273,7 @@ def _add_plot_routes(app: FastAPI) -> None:
         number = parse_version(version)
         predictor = service_of(request).predictor
         data = only_member("data", await read_json(request))
-        series = read_points(data, min_points=1, max_points=predictor.max_points)
+        series = await predictor.read_points(data)
         found = await predictor.predict_values(series_id, number, series.values, recent=False)
 
         def draw() -> str:
@@ -300,7 +300,7 @@ def _add_drift_routes(app: FastAPI) -> None:
         check_series_id(series_id)
         service = service_of(request)
         loaded = await service.cache.get(series_id, parse_version(version))
-        return json_answer(_drift(series_id, loaded, service.peers.own))
+        return json_answer(_drift(service, series_id, loaded))
 
     @app.get("/drift", response_model=Drifts, tags=["drift"])
     async def drifts(request: Request, limit: int = 10) -> Response:
@@ -329,24 +329,20 @@ def _shown(limit: int) -> int:
 
 def _drifts(service: Service, limit: int) -> dict[str, Any]:
     """The models of this replica that have drifted most."""
-    known = [
-        (loaded.recent.index, series_id, loaded)
-        for series_id, version, loaded in service.cache.state()
-        if version is None and loaded.recent and not math.isnan(loaded.recent.index)
-    ]
-    largest = heapq.nlargest(_shown(limit), known, key=itemgetter(0))
+    ranking = service.cache.ranking
+    largest = [(series_id, service.cache.in_production(series_id)) for _, series_id in ranking.largest(_shown(limit))]
     return {
-        "measured_models": len(known),
-        "largest": [_drift(series_id, loaded, service.peers.own) for _, series_id, loaded in largest],
+        "measured_models": len(ranking),
+        "largest": [_drift(service, series_id, loaded) for series_id, loaded in largest if loaded],
     }
 
 
-def _drift(series_id: str, loaded: LoadedModel, replica: str) -> dict[str, Any]:
+def _drift(service: Service, series_id: str, loaded: LoadedModel) -> dict[str, Any]:
     recent = loaded.recent
     answer: dict[str, Any] = {
         "series_id": series_id,
         "model_version": loaded.version,
-        "replica": replica,
+        "replica": service.peers.own,
         "psi": None,
         "state": state_of(None),
         "recent_points": None,
@@ -358,6 +354,7 @@ def _drift(series_id: str, loaded: LoadedModel, replica: str) -> dict[str, Any]:
     if recent is None:
         return answer
     index, counts = recent.measure(), recent.counts()
+    service.cache.rank(series_id, loaded)
     points, trained = sum(counts), sum(recent.baseline.counts)
     return answer | {
         "psi": None if math.isnan(index) else index,
@@ -403,21 +400,22 @@ def _add_cache_routes(app: FastAPI) -> None:
         series = only_member("series", await read_json(request))
         if not isinstance(series, list) or not all(isinstance(series_id, str) for series_id in series):
             raise AppError(ErrorCode.INVALID_INPUT, "`series` must be a list of series identifiers")
-        at_once = asyncio.Semaphore(_WARMED_AT_ONCE)
 
         async def load(series_id: str) -> dict[str, Any]:
             try:
                 check_series_id(series_id)
-                async with at_once:
-                    if answer := await service.peers.at_home(f"/cache/{series_id}", "PUT"):
-                        found: dict[str, Any] = orjson.loads(answer.content)
-                        return {"error": found["error"]} if "error" in found else found
-                    return await _warmed(service, series_id)
+                if answer := await service.peers.at_home(f"/cache/{series_id}", "PUT"):
+                    found: dict[str, Any] = orjson.loads(answer.content)
+                    return {"error": found["error"]} if "error" in found else found
+                return await _warmed(service, series_id)
             except AppError as error:
                 return {"error": {"code": error.code, "message": error.message, "details": error.details}}
 
         unique = list(dict.fromkeys(series))
-        return json_answer({"results": dict(zip(unique, await asyncio.gather(*map(load, unique)), strict=True))})
+        results: list[dict[str, Any]] = []
+        for start in range(0, len(unique), _WARMED_AT_ONCE):
+            results += await asyncio.gather(*map(load, unique[start : start + _WARMED_AT_ONCE]))
+        return json_answer({"results": dict(zip(unique, results, strict=True))})
 
     @app.put("/cache/{series_id}", tags=["cache"])
     async def warm_one(series_id: str, request: Request) -> Response:
@@ -456,7 +454,7 @@ def _cache(service: Service, limit: int) -> dict[str, Any]:
             "version": loaded.version,
             "bytes": loaded.model.nbytes,
         }
-        for series_id, version, loaded in service.cache.state()[: _shown(limit)]
+        for series_id, version, loaded in service.cache.state(_shown(limit))
     ]
     return {**_cache_summary(service.cache), "entries": models}
 

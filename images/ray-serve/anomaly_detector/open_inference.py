@@ -6,7 +6,7 @@ not supported.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from anomaly_detection.errors import AppError, ErrorCode, in_envelope
-from anomaly_detection.series import read_values
-from anomaly_detector.predictor import Scores, check_series_id, parse_version
+from anomaly_detector.predictor import Predictor, Scores, check_series_id, parse_version
+from anomaly_detector.turns import Turns
 from anomaly_detector.web import json_answer, json_body, read_json, service_of
 
 _PREFIX = "/v2"
@@ -26,10 +26,10 @@ _TYPES = ("FP64", "FP32")
 _MEMBERS = {"id", "parameters", "inputs", "outputs"}
 _PLATFORM = "anomaly-detection-system_step-function"
 
-_OUTPUTS: dict[str, tuple[str, Callable[[Scores], list[Any]]]] = {
-    "anomaly_score": ("FP64", lambda found: found.scores.tolist()),
-    "is_anomaly": ("BOOL", lambda found: found.is_anomaly.tolist()),
-    "threshold": ("FP64", lambda found: [found.threshold]),
+_OUTPUTS: dict[str, tuple[str, Callable[[Scores], NDArray[Any]]]] = {
+    "anomaly_score": ("FP64", lambda found: found.scores.astype(np.float64)),
+    "is_anomaly": ("BOOL", lambda found: found.is_anomaly),
+    "threshold": ("FP64", lambda found: np.array([found.threshold])),
 }
 """By name of an output, its type and what is in it."""
 
@@ -221,10 +221,9 @@ def add_routes(app: FastAPI) -> None:
         check_series_id(series_id)
         number = parse_version(version)
         predictor = service_of(request).predictor
-        inference = _read(await read_json(request), predictor.max_points)
-        return json_answer(
-            _answer(series_id, inference, await predictor.predict_values(series_id, number, inference.values))
-        )
+        inference = await _read(await read_json(request), predictor)
+        found = await predictor.predict_values(series_id, number, inference.values)
+        return Response(await _answer(series_id, inference, found), media_type="application/json")
 
 
 async def _loaded(request: Request, series_id: str, version: str | None) -> int:
@@ -233,22 +232,28 @@ async def _loaded(request: Request, series_id: str, version: str | None) -> int:
     return (await service_of(request).cache.get(series_id, parse_version(version))).version
 
 
-def _answer(series_id: str, inference: _Inference, found: Scores) -> dict[str, Any]:
+async def _answer(series_id: str, inference: _Inference, found: Scores) -> bytes:
+    """The answer as JSON; other requests are answered in between."""
+    turns = Turns()
     outputs = []
     for name in inference.outputs:
+        await turns.give_way()
         datatype, data_of = _OUTPUTS[name]
         data = data_of(found)
-        outputs.append({"name": name, "datatype": datatype, "shape": [len(data)], "data": data})
-    return {
-        "model_name": series_id,
-        "model_version": str(found.version),
-        **({} if inference.identity is None else {"id": inference.identity}),
-        "parameters": {"source": found.source},
-        "outputs": outputs,
-    }
+        tensor = {"name": name, "datatype": datatype, "shape": data.shape, "data": data}
+        outputs.append(orjson.dumps(tensor, option=orjson.OPT_SERIALIZE_NUMPY))
+    head = orjson.dumps(
+        {
+            "model_name": series_id,
+            "model_version": str(found.version),
+            **({} if inference.identity is None else {"id": inference.identity}),
+            "parameters": {"source": found.source},
+        }
+    )
+    return b"".join((head[:-1], b',"outputs":[', b",".join(outputs), b"]}"))
 
 
-def _read(body: Any, max_points: int) -> _Inference:
+async def _read(body: Any, predictor: Predictor) -> _Inference:
     """Check the body of an inference.
 
     Raises:
@@ -261,10 +266,11 @@ def _read(body: Any, max_points: int) -> _Inference:
         raise _bad("id", "must be a string")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise _bad("inputs", "must be a list of one tensor, `value`")
-    return _Inference(identity, _values(inputs[0], max_points), _wanted(body.get("outputs")))
+    wanted = _wanted(body.get("outputs"))
+    return _Inference(identity, await _values(inputs[0], predictor), wanted)
 
 
-def _values(tensor: dict[str, Any], max_points: int) -> NDArray[np.float64]:
+async def _values(tensor: dict[str, Any], predictor: Predictor) -> NDArray[np.float64]:
     """The values in the input tensor, shape (n,)."""
     if tensor.get("name") != "value":
         raise _bad("inputs[0].name", "must be `value`")
@@ -275,15 +281,22 @@ def _values(tensor: dict[str, Any], max_points: int) -> NDArray[np.float64]:
         raise _bad("inputs[0].shape", "must be [n] or [n, 1]")
     if not isinstance(data, list):
         raise _bad("inputs[0].data", "must be a list of numbers; binary tensors are not supported")
-    if shape[1:] and data and all(isinstance(row, list) and len(row) == 1 for row in data):
-        data = [row[0] for row in data]
     if shape[:1] != [len(data)]:
         raise _bad("inputs[0].data", f"has {len(data)} values, not the {shape[:1]} of its shape")
     if not data:
         raise AppError(ErrorCode.INSUFFICIENT_DATA, "at least one value is needed")
-    if len(data) > max_points:
-        raise _bad("inputs[0].data", f"has {len(data)} values, more than the {max_points} allowed")
-    return read_values(data)
+    if len(data) > predictor.max_points:
+        raise _bad("inputs[0].data", f"has {len(data)} values, more than the {predictor.max_points} allowed")
+    if shape[1:] and isinstance(data[0], list):
+        return await predictor.read_values(data, _only_values)
+    return await predictor.read_values(data)
+
+
+def _only_values(rows: Sequence[Any]) -> list[Any]:
+    """The one value in each row."""
+    if not all(isinstance(row, list) and len(row) == 1 for row in rows):
+        raise _bad("inputs[0].data", "must be a list of numbers, or for the shape [n, 1] of lists of one number each")
+    return [row[0] for row in rows]
 
 
 def _wanted(outputs: Any) -> list[str]:
