@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 from contextlib import redirect_stdout
@@ -16,10 +17,15 @@ from anomaly_detection.settings import ServiceSettings
 from anomaly_detector.api import connected_service, create_app
 
 
-class AnswerHeadersMiddleware:
-    """Names the replica in every answer, as `X-Replica`.
+class ReplicaMiddleware:
+    """What is between Ray Serve and the application.
 
-    It leaves `X-Request-ID` to Ray Serve, which adds the one it gave or passed to the application.
+    It names the replica in every answer, as `X-Replica`, and leaves `X-Request-ID` to Ray Serve, which adds the one it
+    gave or passed to the application.
+
+    It lets requests be seen: Ray Serve's autoscaler counts the ongoing ones now and then, on the event loop that also
+    answers them. A prediction by a model in memory waits for nothing, so it would begin and end between two looks, and
+    a replica with no time left would seem to have nothing to do. So each begins, and is then answered in its turn.
 
     Args:
         app: the application it wraps.
@@ -32,6 +38,7 @@ class AnswerHeadersMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
+        await asyncio.sleep(0)
 
         async def send_with_replica(event: Event) -> None:
             if event["type"] == "http.response.start":
@@ -50,7 +57,7 @@ def build() -> FastAPI:
     replica = serve.get_replica_context().replica_id.unique_id
     node = ray.get_runtime_context().get_node_id()
     app = create_app(lambda: connected_service(replica, node))
-    app.add_middleware(AnswerHeadersMiddleware, replica=replica)
+    app.add_middleware(ReplicaMiddleware, replica=replica)
     # Nothing that is here now is ever garbage. Left in, the half million objects of Ray and the framework are looked at
     # in every full collection, which stops all requests for 80 ms; large requests bring these about.
     gc.collect()
