@@ -32,8 +32,8 @@ _WEIGHT = 100
 # No path contains a `?`: where the path is none of these, there is no second field, and HAProxy has nothing to hash.
 _SERIES = r"path,regsub('^/(predict|plot|drift|cache|v2/models)/([^/]+).*','?\\2'),field(2,?)"
 
-# So many requests for each replica, in all, are under way before some are passed on: a few milliseconds of work.
-_UNDER_WAY = 4
+# So many requests for each replica, in all, are under way before some are passed on.
+_UNDER_WAY = 2
 # Ray counts the requests of backends with this end to their names where it has to know them all, as when a node drains.
 _BOUNDED = "-via-ingress-request-router"
 _ADMINISTRATION = "/cache/ /drift/"
