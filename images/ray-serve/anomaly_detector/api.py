@@ -16,6 +16,7 @@ import orjson
 from fastapi import FastAPI, Query, Request, Response
 
 from anomaly_detection.broker import NAME as BROKER
+from anomaly_detection.docs import documented_app
 from anomaly_detection.errors import (
     AppError,
     DependencyUnavailableError,
@@ -39,6 +40,7 @@ from anomaly_detector.events import CompletionEvents
 from anomaly_detector.loader import LoadedModel, ModelLoader
 from anomaly_detector.metrics import Metrics, merged
 from anomaly_detector.peers import Peers
+from anomaly_detector.picture import png
 from anomaly_detector.plot import score_page, score_plot, series_page, series_plot
 from anomaly_detector.predictor import Predictor, check_series_id, parse_version
 from anomaly_detector.registry import NAME as REGISTRY
@@ -59,10 +61,14 @@ from anomaly_detector.settings import InferenceSettings
 from anomaly_detector.warm import WarmPredictionMiddleware
 from anomaly_detector.web import json_answer, json_body, only_member, read_json, service_of
 
-PlotFormat = Literal["svg", "html"]
+PlotFormat = Literal["svg", "png", "html"]
 """What a plot can be drawn as."""
 
-_PLOT_TYPES: dict[PlotFormat, str] = {"svg": "image/svg+xml", "html": "text/html; charset=utf-8"}
+_PLOT_TYPES: dict[PlotFormat, str] = {
+    "svg": "image/svg+xml",
+    "png": "image/png",
+    "html": "text/html; charset=utf-8",
+}
 _MODELS_SHOWN = 1000
 _OF_REPLICA = "/replica"  # below it a replica tells of itself alone: for the others
 _WARMED_AT_ONCE = 16
@@ -175,7 +181,7 @@ def create_app(open_service: Callable[[], AbstractAsyncContextManager[Service]])
             yield
 
     metrics = Metrics()
-    app = FastAPI(
+    app = documented_app(
         title="Anomaly detection: inference",
         version="1",
         description="Scores lie in (0, 1]; higher is more anomalous. `is_anomaly` means `anomaly_score > threshold`.",
@@ -257,7 +263,7 @@ def _add_plot_routes(app: FastAPI) -> None:
 
         def draw() -> str:
             svg = score_plot(series_id, loaded, low, high)
-            return svg if format == "svg" else score_page(series_id, loaded, svg)
+            return score_page(series_id, loaded, svg) if format == "html" else svg
 
         return await _drawn(draw, format)
 
@@ -278,15 +284,16 @@ def _add_plot_routes(app: FastAPI) -> None:
 
         def draw() -> str:
             svg = series_plot(series_id, series, found)
-            return svg if format == "svg" else series_page(series_id, series, found, svg)
+            return series_page(series_id, series, found, svg) if format == "html" else svg
 
         return await _drawn(draw, format)
 
 
 async def _drawn(draw: Callable[[], str], form: PlotFormat) -> Response:
     """A plot, drawn beside the event loop: with many points it takes milliseconds."""
+    drawn = await asyncio.to_thread(draw)
     return Response(
-        await asyncio.to_thread(draw),
+        await png(drawn) if form == "png" else drawn,
         media_type=_PLOT_TYPES[form],
         headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"},
     )
