@@ -21,7 +21,6 @@ from anomaly_detection.errors import (
     AppError,
     DependencyUnavailableError,
     ErrorCode,
-    ErrorEnvelope,
     install_error_handlers,
 )
 from anomaly_detection.http import RequestMiddleware
@@ -39,6 +38,7 @@ from anomaly_detector.drift_events import DriftEvents
 from anomaly_detector.events import CompletionEvents
 from anomaly_detector.loader import LoadedModel, ModelLoader
 from anomaly_detector.metrics import Metrics, merged
+from anomaly_detector.openapi import LimitQuery, SeriesIdPath, VersionQuery, errors
 from anomaly_detector.peers import Peers
 from anomaly_detector.picture import png
 from anomaly_detector.plot import score_page, score_plot, series_page, series_plot
@@ -51,10 +51,14 @@ from anomaly_detector.schemas import (
     CacheState,
     Drift,
     Drifts,
+    Evicted,
+    Health,
     ManyPredictions,
     ManyRequest,
     PointRequest,
     Prediction,
+    WarmAnswer,
+    Warmed,
     WarmRequest,
 )
 from anomaly_detector.settings import InferenceSettings
@@ -69,6 +73,11 @@ _PLOT_TYPES: dict[PlotFormat, str] = {
     "png": "image/png",
     "html": "text/html; charset=utf-8",
 }
+# In the examples of the OpenAPI document.
+_SERIES = "sensor_17_x"
+_POINT = {"timestamp": 1700000000, "value": 0.12}
+_BATCH = {"data": [_POINT, {"timestamp": 1700000300, "value": 9.5}]}
+
 _MODELS_SHOWN = 1000
 _OF_REPLICA = "/replica"  # below it a replica tells of itself alone: for the others
 _WARMED_AT_ONCE = 16
@@ -186,7 +195,6 @@ def create_app(open_service: Callable[[], AbstractAsyncContextManager[Service]])
         version="1",
         description="Scores lie in (0, 1]; higher is more anomalous. `is_anomaly` means `anomaly_score > threshold`.",
         lifespan=lifespan,
-        responses={"4XX": {"model": ErrorEnvelope}, "5XX": {"model": ErrorEnvelope}},
     )
     app.add_middleware(RequestMiddleware, observe=metrics.observe, render=open_inference.render_error)
     app.add_middleware(WarmPredictionMiddleware, predictor=lambda: app.state.service.predictor, observe=metrics.observe)
@@ -204,9 +212,13 @@ def _add_prediction_routes(app: FastAPI) -> None:
     # The routes read their bodies themselves: validation by Pydantic would take longer than the scoring. The models of
     # `schemas` document what they read and answer.
     @app.post(
-        "/predict/{series_id}", response_model=Prediction, openapi_extra=json_body(PointRequest), tags=["predict"]
+        "/predict/{series_id}",
+        response_model=Prediction,
+        openapi_extra=json_body(PointRequest, {"one point": _POINT}),
+        tags=["predict"],
+        responses=errors(404, 413, 422, 503),
     )
-    async def predict_one(series_id: str, request: Request, version: str | None = None) -> Response:
+    async def predict_one(series_id: SeriesIdPath, request: Request, version: VersionQuery = None) -> Response:
         """Score one point of a series."""
         check_series_id(series_id)
         service = service_of(request)
@@ -216,10 +228,11 @@ def _add_prediction_routes(app: FastAPI) -> None:
     @app.post(
         "/predict/{series_id}/batch",
         response_model=BatchPrediction,
-        openapi_extra=json_body(BatchRequest),
+        openapi_extra=json_body(BatchRequest, {"two points": _BATCH}),
         tags=["predict"],
+        responses=errors(404, 413, 422, 503),
     )
-    async def predict_batch(series_id: str, request: Request, version: str | None = None) -> Response:
+    async def predict_batch(series_id: SeriesIdPath, request: Request, version: VersionQuery = None) -> Response:
         """Score points of a series, with increasing timestamps; the answer has their order."""
         check_series_id(series_id)
         service = service_of(request)
@@ -227,7 +240,15 @@ def _add_prediction_routes(app: FastAPI) -> None:
         answer = await service.predictor.predict_batch(series_id, parse_version(version), data)
         return Response(answer, media_type="application/json")
 
-    @app.post("/predict", response_model=ManyPredictions, openapi_extra=json_body(ManyRequest), tags=["predict"])
+    @app.post(
+        "/predict",
+        response_model=ManyPredictions,
+        openapi_extra=json_body(
+            ManyRequest, {"a point and a batch": {"series": {_SERIES: _POINT, f"{_SERIES}_2": _BATCH}}}
+        ),
+        tags=["predict"],
+        responses=errors(413, 422),
+    )
     async def predict_many(request: Request) -> Response:
         """Score points of many series; a series that cannot be scored has an `error` in its place."""
         service = service_of(request)
@@ -237,17 +258,14 @@ def _add_prediction_routes(app: FastAPI) -> None:
 
 def _add_plot_routes(app: FastAPI) -> None:
     # Predictions are not stored: what can be shown is the model itself, and points that the caller has.
-    options: dict[str, Any] = {
-        "tags": ["plot"],
-        "response_class": Response,
-        "responses": {200: {"content": {media_type: {} for media_type in _PLOT_TYPES.values()}}},
-    }
+    options: dict[str, Any] = {"tags": ["plot"], "response_class": Response}
+    drawn: dict[int | str, dict[str, Any]] = {200: {"content": {media_type: {} for media_type in _PLOT_TYPES.values()}}}
 
-    @app.get("/plot/{series_id}", **options)
+    @app.get("/plot/{series_id}", **options, responses=drawn | errors(404, 422, 503))
     async def plot_model(
-        series_id: str,
+        series_id: SeriesIdPath,
         request: Request,
-        version: str | None = None,
+        version: VersionQuery = None,
         format: PlotFormat = "svg",  # noqa: A002 - the name of the parameter in the query
         low: Annotated[float | None, Query(alias="from", description="smallest value to show")] = None,
         high: Annotated[float | None, Query(alias="to", description="largest value to show")] = None,
@@ -267,11 +285,16 @@ def _add_plot_routes(app: FastAPI) -> None:
 
         return await _drawn(draw, format)
 
-    @app.post("/plot/{series_id}", openapi_extra=json_body(BatchRequest), **options)
+    @app.post(
+        "/plot/{series_id}",
+        **options,
+        openapi_extra=json_body(BatchRequest, {"two points": _BATCH}),
+        responses=drawn | errors(404, 413, 422, 503),
+    )
     async def plot_series(
-        series_id: str,
+        series_id: SeriesIdPath,
         request: Request,
-        version: str | None = None,
+        version: VersionQuery = None,
         format: PlotFormat = "svg",  # noqa: A002
     ) -> Response:
         """Points of a series over time, their scores, and the anomalies among them."""
@@ -301,16 +324,16 @@ async def _drawn(draw: Callable[[], str], form: PlotFormat) -> Response:
 
 def _add_drift_routes(app: FastAPI) -> None:
     # Recent scores are kept with the models in memory: those of a series in the replica that it belongs to.
-    @app.get("/drift/{series_id}", response_model=Drift, tags=["drift"])
-    async def drift(series_id: str, request: Request, version: str | None = None) -> Response:
+    @app.get("/drift/{series_id}", response_model=Drift, tags=["drift"], responses=errors(404, 422, 503))
+    async def drift(series_id: SeriesIdPath, request: Request, version: VersionQuery = None) -> Response:
         """How far the recent scores of a model are from those of its training points."""
         check_series_id(series_id)
         service = service_of(request)
         loaded = await service.cache.get(series_id, parse_version(version))
         return json_answer(_drift(service, series_id, loaded))
 
-    @app.get("/drift", response_model=Drifts, tags=["drift"])
-    async def drifts(request: Request, limit: int = 10) -> Response:
+    @app.get("/drift", response_model=Drifts, tags=["drift"], responses=errors(422))
+    async def drifts(request: Request, limit: LimitQuery = 10) -> Response:
         """The models in production in memory that have drifted most, of all replicas."""
         own = _drifts(service_of(request), limit)
         others = await service_of(request).peers.ask(f"{_OF_REPLICA}/drift?limit={limit}")
@@ -325,7 +348,7 @@ def _add_drift_routes(app: FastAPI) -> None:
         )
 
     @app.get(f"{_OF_REPLICA}/drift", include_in_schema=False)
-    async def drifts_of_replica(request: Request, limit: int = 10) -> Response:
+    async def drifts_of_replica(request: Request, limit: LimitQuery = 10) -> Response:
         return json_answer(_drifts(service_of(request), limit))
 
 
@@ -376,8 +399,8 @@ def _drift(service: Service, series_id: str, loaded: LoadedModel) -> dict[str, A
 
 
 def _add_cache_routes(app: FastAPI) -> None:
-    @app.get("/cache", response_model=CacheState, tags=["cache"])
-    async def cache_state(request: Request, limit: int = 100) -> Response:
+    @app.get("/cache", response_model=CacheState, tags=["cache"], responses=errors(422))
+    async def cache_state(request: Request, limit: LimitQuery = 100) -> Response:
         """What the replicas have in memory; of each, the models used last come first."""
         service = service_of(request)
         others = await service.peers.ask(f"{_OF_REPLICA}/cache?limit={limit}")
@@ -394,10 +417,16 @@ def _add_cache_routes(app: FastAPI) -> None:
         )
 
     @app.get(f"{_OF_REPLICA}/cache", include_in_schema=False)
-    async def cache_of_replica(request: Request, limit: int = 100) -> Response:
+    async def cache_of_replica(request: Request, limit: LimitQuery = 100) -> Response:
         return json_answer(_cache(service_of(request), limit))
 
-    @app.post("/cache/warm", openapi_extra=json_body(WarmRequest), tags=["cache"])
+    @app.post(
+        "/cache/warm",
+        response_model=WarmAnswer,
+        openapi_extra=json_body(WarmRequest, {"two series": {"series": [_SERIES, f"{_SERIES}_2"]}}),
+        tags=["cache"],
+        responses=errors(413, 422),
+    )
     async def warm(request: Request) -> Response:
         """Load the models in production of these series, each in the replica that the series belongs to.
 
@@ -424,14 +453,14 @@ def _add_cache_routes(app: FastAPI) -> None:
             results += await asyncio.gather(*map(load, unique[start : start + _WARMED_AT_ONCE]))
         return json_answer({"results": dict(zip(unique, results, strict=True))})
 
-    @app.put("/cache/{series_id}", tags=["cache"])
-    async def warm_one(series_id: str, request: Request) -> Response:
+    @app.put("/cache/{series_id}", response_model=Warmed, tags=["cache"], responses=errors(404, 422, 503))
+    async def warm_one(series_id: SeriesIdPath, request: Request) -> Response:
         """Load the model in production of a series in the replica that it belongs to."""
         check_series_id(series_id)
         return json_answer(await _warmed(service_of(request), series_id))
 
-    @app.delete("/cache/{series_id}", tags=["cache"])
-    async def evict(series_id: str, request: Request) -> Response:
+    @app.delete("/cache/{series_id}", response_model=Evicted, tags=["cache"], responses=errors(422))
+    async def evict(series_id: SeriesIdPath, request: Request) -> Response:
         """Drop the models of a series from memory and disk of all replicas; the next prediction loads what it needs."""
         check_series_id(series_id)
         service = service_of(request)
@@ -441,7 +470,7 @@ def _add_cache_routes(app: FastAPI) -> None:
         return json_answer({"series_id": series_id, "evicted": evicted, "unreachable": others.unreachable})
 
     @app.delete(f"{_OF_REPLICA}/cache/{{series_id}}", include_in_schema=False)
-    async def evict_of_replica(series_id: str, request: Request) -> Response:
+    async def evict_of_replica(series_id: SeriesIdPath, request: Request) -> Response:
         check_series_id(series_id)
         return json_answer({"evicted": await service_of(request).cache.evict(series_id)})
 
@@ -496,18 +525,23 @@ def _add_health_routes(app: FastAPI, metrics: Metrics) -> None:
             states[breaker.dependency]["circuit"] = breaker.state
         return states
 
-    @app.get("/health/live", tags=["health"])
+    @app.get("/health/live", tags=["health"], responses=errors())
     async def live() -> Response:
         """The process answers."""
         return json_answer({"status": "alive"})
 
-    @app.get("/health/ready", tags=["health"])
+    @app.get("/health/ready", response_model=Health, tags=["health"], responses=errors())
     async def ready(request: Request) -> Response:
         """The replica takes requests. `degraded`: a dependency is away; models in memory are served all the same."""
         found = await dependencies(service_of(request))
         return json_answer({"status": _status(found), "dependencies": found})
 
-    @app.get("/health", tags=["health"])
+    @app.get(
+        "/health",
+        response_model=Health,
+        tags=["health"],
+        responses=errors() | {503: {"model": Health, "description": "A dependency is away."}},
+    )
     async def health(request: Request) -> Response:
         """Dependencies, circuit breakers, cache. 503 while a dependency is away: for monitoring, not for probes."""
         service = service_of(request)
@@ -524,7 +558,12 @@ def _add_health_routes(app: FastAPI, metrics: Metrics) -> None:
             200 if _status(found) == "healthy" else 503,
         )
 
-    @app.get("/metrics", tags=["health"], response_class=Response)
+    @app.get(
+        "/metrics",
+        tags=["health"],
+        response_class=Response,
+        responses=errors() | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
     async def prometheus(request: Request) -> Response:
         """Metrics of all replicas in Prometheus' text format; the label `replica` tells them apart."""
         service = service_of(request)

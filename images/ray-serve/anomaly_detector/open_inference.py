@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from anomaly_detection.errors import AppError, ErrorCode, in_envelope
+from anomaly_detector.openapi import errors, path_parameters
 from anomaly_detector.predictor import Predictor, Scores, check_series_id, parse_version
 from anomaly_detector.turns import Turns
 from anomaly_detector.web import json_answer, json_body, read_json, service_of
@@ -162,35 +164,46 @@ def render_error(path: str, error: AppError) -> tuple[int, bytes]:
 
 def add_routes(app: FastAPI) -> None:
     """Add the protocol's routes."""
-    options: dict[str, Any] = {
-        "tags": ["open inference protocol"],
-        "responses": {"4XX": {"model": ProtocolError}, "5XX": {"model": ProtocolError}},
-    }
+    tags: list[str | Enum] = ["open inference protocol"]
+    model, of_version = "/v2/models/{series_id}", "/v2/models/{series_id}/versions/{version}"
 
-    @app.get("/v2", response_model=ServerMetadata, **options)
+    def about_model(path: str, answer: type[BaseModel]) -> dict[str, Any]:
+        """Options of a route about a model. It reads the parameters itself: the framework would call errors 422."""
+        return {
+            "path": path,
+            "response_model": answer,
+            "tags": tags,
+            "responses": errors(400, 404, 503, model=ProtocolError),
+            "openapi_extra": {"parameters": path_parameters(path)},
+        }
+
+    unexpected = errors(model=ProtocolError)
+
+    @app.get("/v2", response_model=ServerMetadata, tags=tags, responses=unexpected)
     async def server_metadata() -> Response:
         """Name and version of the server."""
         return json_answer({"name": "anomaly-detection-system", "version": app.version, "extensions": []})
 
-    @app.get("/v2/health/live", response_model=ServerLive, **options)
+    @app.get("/v2/health/live", response_model=ServerLive, tags=tags, responses=unexpected)
     async def server_live() -> Response:
         """The process answers."""
         return json_answer({"live": True})
 
-    @app.get("/v2/health/ready", response_model=ServerReady, **options)
+    @app.get("/v2/health/ready", response_model=ServerReady, tags=tags, responses=unexpected)
     async def server_ready() -> Response:
         """The replica takes requests, also while a dependency is away: see `/health/ready`."""
         return json_answer({"ready": True})
 
-    @app.get("/v2/models/{series_id}", response_model=ModelMetadata, **options)
-    @app.get("/v2/models/{series_id}/versions/{version}", response_model=ModelMetadata, **options)
-    async def model_metadata(series_id: str, request: Request, version: str | None = None) -> Response:
+    @app.get(**about_model(model, ModelMetadata))
+    @app.get(**about_model(of_version, ModelMetadata))
+    async def model_metadata(request: Request) -> Response:
         """What the model of a series takes and gives; it is loaded if need be."""
-        loaded = await _loaded(request, series_id, version)
+        series_id, version = _asked_for(request)
+        loaded = await service_of(request).cache.get(series_id, version)
         return json_answer(
             {
                 "name": series_id,
-                "versions": [str(loaded)],
+                "versions": [str(loaded.version)],
                 "platform": _PLATFORM,
                 "inputs": [{"name": "value", "datatype": "FP64", "shape": [-1]}],
                 "outputs": [
@@ -200,36 +213,43 @@ def add_routes(app: FastAPI) -> None:
             }
         )
 
-    @app.get("/v2/models/{series_id}/ready", response_model=ModelReady, **options)
-    @app.get("/v2/models/{series_id}/versions/{version}/ready", response_model=ModelReady, **options)
-    async def model_ready(series_id: str, request: Request, version: str | None = None) -> Response:
+    @app.get(**about_model(f"{model}/ready", ModelReady))
+    @app.get(**about_model(f"{of_version}/ready", ModelReady))
+    async def model_ready(request: Request) -> Response:
         """The model of a series can answer; it is loaded if need be."""
-        await _loaded(request, series_id, version)
+        series_id, version = _asked_for(request)
+        await service_of(request).cache.get(series_id, version)
         return json_answer({"name": series_id, "ready": True})
 
-    infer_options = {
-        **options,
-        "response_model": InferAnswer,
-        "response_model_exclude_none": True,
-        "openapi_extra": json_body(InferRequest, _EXAMPLES),
-    }
+    def about_inference(path: str) -> dict[str, Any]:
+        options = about_model(path, InferAnswer)
+        return {
+            **options,
+            "response_model_exclude_none": True,
+            "responses": errors(400, 404, 413, 503, model=ProtocolError),
+            "openapi_extra": {**options["openapi_extra"], **json_body(InferRequest, _EXAMPLES)},
+        }
 
-    @app.post("/v2/models/{series_id}/infer", **infer_options)
-    @app.post("/v2/models/{series_id}/versions/{version}/infer", **infer_options)
-    async def infer(series_id: str, request: Request, version: str | None = None) -> Response:
+    @app.post(**about_inference(f"{model}/infer"))
+    @app.post(**about_inference(f"{of_version}/infer"))
+    async def infer(request: Request) -> Response:
         """Score values of a series."""
-        check_series_id(series_id)
-        number = parse_version(version)
+        series_id, version = _asked_for(request)
         predictor = service_of(request).predictor
         inference = await _read(await read_json(request), predictor)
-        found = await predictor.predict_values(series_id, number, inference.values)
+        found = await predictor.predict_values(series_id, version, inference.values)
         return Response(await _answer(series_id, inference, found), media_type="application/json")
 
 
-async def _loaded(request: Request, series_id: str, version: str | None) -> int:
-    """The version that answers for a series, once it is in memory."""
+def _asked_for(request: Request) -> tuple[str, int | None]:
+    """Series and version in the path of a request; None for the version in production.
+
+    Raises:
+        AppError: INVALID_INPUT or INVALID_VERSION.
+    """
+    series_id: str = request.path_params["series_id"]
     check_series_id(series_id)
-    return (await service_of(request).cache.get(series_id, parse_version(version))).version
+    return series_id, parse_version(request.path_params.get("version"))
 
 
 async def _answer(series_id: str, inference: _Inference, found: Scores) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from anomaly_detection.series import FLOAT32_MAX, LATEST_TIMESTAMP, Series, chec
 from anomaly_detector.cache import ModelCache
 from anomaly_detector.drift_events import DriftEvents
 from anomaly_detector.loader import LoadedModel, ModelLoader, Statistics
+from anomaly_detector.openapi import VERSION_PATTERN
 from anomaly_detector.turns import ITEMS_AT_ONCE, Turns
 
 SOURCE_MODEL = "model"
@@ -348,7 +350,7 @@ def parse_version(text: str | None) -> int | None:
     """
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
+    if not re.fullmatch(VERSION_PATTERN.strip("^$"), text):
         raise AppError(
             ErrorCode.INVALID_VERSION, f"a version is a positive whole number, not {text[:50]!r}", status=422
         )
