@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -62,8 +63,11 @@ from anomaly_detector.schemas import (
     WarmRequest,
 )
 from anomaly_detector.settings import InferenceSettings
+from anomaly_detector.usage import HALF_LIFE_SECONDS, Usage
 from anomaly_detector.warm import WarmPredictionMiddleware
 from anomaly_detector.web import json_answer, json_body, only_member, read_json, service_of
+
+logger = logging.getLogger(__name__)
 
 PlotFormat = Literal["svg", "png", "html"]
 """What a plot can be drawn as."""
@@ -81,6 +85,7 @@ _BATCH = {"data": [_POINT, {"timestamp": 1700000300, "value": 9.5}]}
 _MODELS_SHOWN = 1000
 _OF_REPLICA = "/replica"  # below it a replica tells of itself alone: for the others
 _WARMED_AT_ONCE = 16
+_JOINING_POLLS = 120
 _HEALTH_SECONDS = 1.0  # answers of dependencies are shared by the probes that come within this time
 
 
@@ -164,13 +169,17 @@ async def connected_service(replica: str, node: str) -> AsyncIterator[Service]:
     service = build_service(settings, registry, ObjectStore(ObjectStoreSettings()), peers)
     events = CompletionEvents(BrokerSettings(), service.cache, service.drift)
     service.checks[BROKER] = events.check
-    receiving = asyncio.create_task(events.run(), name="events")
+    tasks = [
+        asyncio.create_task(events.run(), name="events"),
+        asyncio.create_task(keep_warm(service), name="most used models"),
+    ]
     try:
         yield service
     finally:
-        receiving.cancel()
-        with suppress(asyncio.CancelledError):
-            await receiving
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         await service.cache.close()
         await peers.close()
         await registry.close()
@@ -436,22 +445,7 @@ def _add_cache_routes(app: FastAPI) -> None:
         series = only_member("series", await read_json(request))
         if not isinstance(series, list) or not all(isinstance(series_id, str) for series_id in series):
             raise AppError(ErrorCode.INVALID_INPUT, "`series` must be a list of series identifiers")
-
-        async def load(series_id: str) -> dict[str, Any]:
-            try:
-                check_series_id(series_id)
-                if answer := await service.peers.at_home(f"/cache/{series_id}", "PUT"):
-                    found: dict[str, Any] = orjson.loads(answer.content)
-                    return {"error": found["error"]} if "error" in found else found
-                return await _warmed(service, series_id)
-            except AppError as error:
-                return {"error": {"code": error.code, "message": error.message, "details": error.details}}
-
-        unique = list(dict.fromkeys(series))
-        results: list[dict[str, Any]] = []
-        for start in range(0, len(unique), _WARMED_AT_ONCE):
-            results += await asyncio.gather(*map(load, unique[start : start + _WARMED_AT_ONCE]))
-        return json_answer({"results": dict(zip(unique, results, strict=True))})
+        return json_answer({"results": await warm_models(service, list(dict.fromkeys(series)))})
 
     @app.put("/cache/{series_id}", response_model=Warmed, tags=["cache"], responses=errors(404, 422, 503))
     async def warm_one(series_id: SeriesIdPath, request: Request) -> Response:
@@ -473,6 +467,59 @@ def _add_cache_routes(app: FastAPI) -> None:
     async def evict_of_replica(series_id: SeriesIdPath, request: Request) -> Response:
         check_series_id(series_id)
         return json_answer({"evicted": await service_of(request).cache.evict(series_id)})
+
+
+async def warm_models(service: Service, series: list[str]) -> dict[str, dict[str, Any]]:
+    """Load the models in production of these series where they belong; by series what is in memory, or its `error`."""
+
+    async def load(series_id: str) -> dict[str, Any]:
+        try:
+            check_series_id(series_id)
+            if answer := await service.peers.at_home(f"/cache/{series_id}", "PUT"):
+                found: dict[str, Any] = orjson.loads(answer.content)
+                return {"error": found["error"]} if "error" in found else found
+            return await _warmed(service, series_id)
+        except AppError as error:
+            return {"error": {"code": error.code, "message": error.message, "details": error.details}}
+
+    results: list[dict[str, Any]] = []
+    for start in range(0, len(series), _WARMED_AT_ONCE):
+        results += await asyncio.gather(*map(load, series[start : start + _WARMED_AT_ONCE]))
+    return dict(zip(series, results, strict=True))
+
+
+async def keep_warm(service: Service, poll_seconds: float = 1.0, write_seconds: float = 60.0) -> None:
+    """Load what was used most, once this replica has its share of the series; then keep what is, until cancelled.
+
+    Args:
+        service: whose cache it is.
+        poll_seconds: how often to look whether HAProxy knows this replica.
+        write_seconds: how often the uses are written.
+    """
+    settings = service.settings
+    if not settings.model_cache_warm_models or not settings.model_disk_max_bytes:
+        return
+    usage = Usage(settings.model_disk_directory, service.peers.own, settings.model_cache_warm_models)
+    if most := await asyncio.to_thread(usage.most):
+        # Before that the series would be loaded by those whose they are until then.
+        for _ in range(_JOINING_POLLS):
+            if service.peers.joined():
+                break
+            await asyncio.sleep(poll_seconds)
+        start = time.perf_counter()
+        loaded = await warm_models(service, most)
+        logger.info(
+            "models used most are loaded",
+            extra={
+                "models": sum("error" not in each for each in loaded.values()),
+                "failed": sum("error" in each for each in loaded.values()),
+                "seconds": round(time.perf_counter() - start, 2),
+            },
+        )
+    while True:
+        await asyncio.sleep(write_seconds)
+        service.cache.use_weight *= 2 ** (write_seconds / HALF_LIFE_SECONDS)
+        await asyncio.to_thread(usage.write, service.cache.uses())
 
 
 async def _warmed(service: Service, series_id: str) -> dict[str, Any]:

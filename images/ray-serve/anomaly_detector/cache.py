@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from anomaly_detection.errors import AppError, DependencyUnavailableError
@@ -42,6 +42,7 @@ class CacheStatistics:
 class _Entry:
     loaded: LoadedModel
     expires: float
+    uses: float = 0.0  # each weighted by its time
     stale: bool = False  # it may be outdated: registry or store did not answer when it was time to ask
 
 
@@ -71,6 +72,7 @@ class ModelCache:
         nbytes: memory that the models take.
         stale_models: how many models in memory may be outdated.
         ranking: the models in production in memory by their drift.
+        use_weight: what a use counts now; it grows, so that earlier ones count less.
     """
 
     loader: ModelLoader
@@ -84,6 +86,7 @@ class ModelCache:
     nbytes: int = 0
     stale_models: int = 0
     ranking: DriftRanking = field(default_factory=DriftRanking)
+    use_weight: float = 1.0
     _entries: OrderedDict[Key, _Entry] = field(default_factory=OrderedDict)
     _loads: dict[Key, _Load] = field(default_factory=dict)
     _absent: OrderedDict[Key, tuple[float, AppError]] = field(default_factory=OrderedDict)
@@ -100,6 +103,7 @@ class ModelCache:
             return None
         self._entries.move_to_end(key)
         self.statistics.hits += 1
+        entry.uses += self.use_weight
         if entry.stale:
             self.statistics.stale_answers += 1
         return entry.loaded
@@ -122,6 +126,7 @@ class ModelCache:
                 raise AppError(error.code, error.message, error.details)
             del self._absent[key]
         entry = await self._current(key)
+        entry.uses += self.use_weight
         if entry.stale:
             self.statistics.stale_answers += 1
         return entry.loaded
@@ -158,6 +163,11 @@ class ModelCache:
         """Series, version asked for and model of what is in memory, most recently used first, so many at most."""
         latest = itertools.islice(reversed(self._entries.items()), limit)
         return [(series_id, version, entry.loaded) for (series_id, version), entry in latest]
+
+    def uses(self) -> Iterator[tuple[float, str]]:
+        """Uses, weighted as of now, and series of the models in production in memory; may be read in another thread."""
+        entries, weight = list(self._entries.items()), self.use_weight
+        return ((entry.uses / weight, series_id) for (series_id, version), entry in entries if version is None)
 
     def in_production(self, series_id: str) -> LoadedModel | None:
         """The model in production if it is in memory, be it fresh or not; this is no use of it."""
@@ -243,9 +253,10 @@ class ModelCache:
             del self._loads[key]
 
     def _store(self, key: Key, loaded: LoadedModel) -> _Entry:
+        before = self._entries.get(key)
         self._drop(key)
         lifetime = self.ttl_seconds * (1 + random.uniform(-self.ttl_jitter, self.ttl_jitter))  # noqa: S311 - spreads load, no secret
-        self._entries[key] = entry = _Entry(loaded, self.clock() + lifetime)
+        self._entries[key] = entry = _Entry(loaded, self.clock() + lifetime, before.uses if before else 0.0)
         self.nbytes += loaded.model.nbytes
         if key[1] is None:
             self.ranking.put(key[0], loaded.recent)
