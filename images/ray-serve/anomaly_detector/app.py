@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import sys
 from contextlib import redirect_stdout
@@ -11,42 +10,10 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
-from anomaly_detection.http import Application, Event, Receive, Scope, Send
 from anomaly_detection.logging import configure_logging
 from anomaly_detection.settings import ServiceSettings
 from anomaly_detector.api import connected_service, create_app
-
-
-class ReplicaMiddleware:
-    """What is between Ray Serve and the application.
-
-    It names the replica in every answer, as `X-Replica`, and leaves `X-Request-ID` to Ray Serve, which adds the one it
-    gave or passed to the application.
-
-    It lets requests be seen: Ray Serve's autoscaler counts the ongoing ones now and then, on the event loop that also
-    answers them. A prediction by a model in memory waits for nothing, so it would begin and end between two looks, and
-    a replica with no time left would seem to have nothing to do. So each begins, and is then answered in its turn.
-
-    Args:
-        app: the application it wraps.
-        replica: the name of this replica.
-    """
-
-    def __init__(self, app: Application, replica: str) -> None:
-        self._app = app
-        self._replica = (b"x-replica", replica.encode())
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI connection."""
-        await asyncio.sleep(0)
-
-        async def send_with_replica(event: Event) -> None:
-            if event["type"] == "http.response.start":
-                headers = [header for header in event["headers"] if header[0] != b"x-request-id"]
-                event["headers"] = [*headers, self._replica]
-            await send(event)
-
-        await self._app(scope, receive, send_with_replica)
+from anomaly_detector.ingress import ReplicaMiddleware
 
 
 def build() -> FastAPI:

@@ -1,10 +1,15 @@
-"""What stands between a replica's HTTP server and Ray Serve; `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it."""
+"""What stands between a replica's HTTP server, Ray Serve and the application.
+
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names `middlewares`.
+"""
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.middleware import Middleware
 
-from anomaly_detection.http import Application, Receive, Scope, Send
+from anomaly_detection.http import Application, Event, Receive, Scope, Send
 
 _DISCONNECT_DISABLED = (b"x-request-disconnect-disabled", b"?1")
 
@@ -26,6 +31,38 @@ class UnwatchedMiddleware:
         if scope["type"] == "http":
             scope["headers"] = [*scope["headers"], _DISCONNECT_DISABLED]
         await self._app(scope, receive, send)
+
+
+class ReplicaMiddleware:
+    """What is between Ray Serve and the application.
+
+    It names the replica in every answer, as `X-Replica`, and leaves `X-Request-ID` to Ray Serve, which adds the one it
+    gave or passed to the application.
+
+    It lets requests be seen: Ray Serve's autoscaler counts the ongoing ones now and then, on the event loop that also
+    answers them. A prediction by a model in memory waits for nothing, so it would begin and end between two looks, and
+    a replica with no time left would seem to have nothing to do. So each begins, and is then answered in its turn.
+
+    Args:
+        app: the application it wraps.
+        replica: the name of this replica.
+    """
+
+    def __init__(self, app: Application, replica: str) -> None:
+        self._app = app
+        self._replica = (b"x-replica", replica.encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        await asyncio.sleep(0)
+
+        async def send_with_replica(event: Event) -> None:
+            if event["type"] == "http.response.start":
+                headers = [header for header in event["headers"] if header[0] != b"x-request-id"]
+                event["headers"] = [*headers, self._replica]
+            await send(event)
+
+        await self._app(scope, receive, send_with_replica)
 
 
 def middlewares() -> list[Middleware]:
