@@ -85,7 +85,19 @@ def test_models_and_series_are_plotted(system: System, known: str) -> None:
         page = system.inference.request(method, f"/plot/{known}?format=html", json=body)
         assert page.headers["content-type"].startswith("text/html")
         assert "<svg" in page.text
+        pixels = system.inference.request(method, f"/plot/{known}?format=png", json=body)
+        assert pixels.headers["content-type"] == "image/png"
+        assert pixels.content.startswith(b"\x89PNG")
+        print(f"{method} as PNG: {pixels.elapsed.total_seconds():.2f} s")
     assert "anomalies in 2000 points" in picture.text
+
+
+def test_the_documentation_comes_from_the_service_alone(system: System) -> None:
+    for endpoint in (system.inference, system.training):
+        page = endpoint.request("GET", "/docs").text
+        for path in re.findall(r'(?:src|href)="([^"]+)"', page):
+            assert path.startswith("/")
+            assert endpoint.request("GET", path).status_code == 200, path
 
 
 def drift_events(system: System) -> int:

@@ -57,15 +57,12 @@ def answering(system: System, count: int) -> set[str]:
 
 
 def owners(system: System, series: list[str]) -> dict[str, str]:
-    """Who answers for each series, mostly: a request that meets another at its replica goes to the next on the ring.
-
-    Asked with a version that is none, so that no model is looked for.
-    """
+    """Who answers for each series; asked with a version that is none, so that no model is looked for."""
     found = {}
     for name in series:
-        answers = [system.inference.request("GET", f"/drift/{name}?version=none") for _ in range(3)]
-        assert {answer.status_code for answer in answers} == {422}
-        ((found[name], _),) = Counter(answer.headers["X-Replica"] for answer in answers).most_common(1)
+        answer = system.inference.request("GET", f"/drift/{name}?version=none")
+        assert answer.status_code == 422, f"{answer.status_code} {answer.text}"
+        found[name] = answer.headers["X-Replica"]
     return found
 
 
@@ -83,9 +80,8 @@ def test_every_route_of_a_series_leads_to_one_replica(system: System, replicas: 
             ("PUT", "/cache/{}"),
         ),
     ):
-        answers = [system.inference.request(method, path.format(name), json=PROBE) for _ in range(3)]
-        at_home = [answer.headers["X-Replica"] == owner[name] for answer in answers]
-        assert sum(at_home) >= 2, f"{method} {path}"
+        answer = system.inference.request(method, path.format(name), json=PROBE)
+        assert answer.headers["X-Replica"] == owner[name], f"{method} {path}"
     # What is of no series is answered by all.
     anyone = {system.inference.request("GET", "/health/live").headers["X-Replica"] for _ in range(30)}
     assert anyone == replicas
@@ -96,24 +92,25 @@ def test_replicas_divide_the_models(system: System, replicas: set[str]) -> None:
     jobs = [system.fit(name, points(300, seed=40 + i)) for i, name in enumerate(series)]
     for job in jobs:
         system.succeeded(job)
-    for name in series * 3:
+
+    def predicted(name: str) -> None:
         assert system.predict(name, PROBE).json()["source"] == "model"
+
+    # Two at once: requests that meet at a replica stay there while there is little to do.
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(predicted, series * 20))
     cache = system.inference.request("GET", "/cache?limit=1000").json()
     held = Counter(entry["series_id"] for entry in cache["entries"] if entry["series_id"] in series)
-    assert held.keys() == set(series)
-    assert held.total() <= 1.5 * len(series), "models are in several replicas"
-    owner = owners(system, series)
-    at = {(entry["series_id"], entry["replica"]) for entry in cache["entries"]}
-    assert set(owner.items()) <= at
+    assert held == dict.fromkeys(series, 1), "a model is in several replicas"
+    at = {entry["series_id"]: entry["replica"] for entry in cache["entries"] if entry["series_id"] in series}
+    assert at == owners(system, series)
     metrics = system.inference.request("GET", "/metrics").text
     for name in replicas:
         assert f'model_cache_models{{replica="{name}"}}' in metrics
     dropped = system.inference.request("DELETE", f"/cache/{series[0]}").json()
-    assert dropped["evicted"] == held[series[0]]
-    # One at a time: those that meet each other would be passed on.
-    warmed = [system.inference.request("POST", "/cache/warm", json={"series": [name]}).json() for name in series]
-    at_home = [each["results"][name]["replica"] == owner[name] for name, each in zip(series, warmed, strict=True)]
-    assert sum(at_home) >= len(series) - 1
+    assert dropped["evicted"] == 1
+    warmed = system.inference.request("POST", "/cache/warm", json={"series": series}).json()["results"]
+    assert {name: warmed[name]["replica"] for name in series} == at
 
 
 def test_a_hot_series_is_answered_by_several(system: System, replicas: set[str]) -> None:
@@ -133,8 +130,7 @@ def test_a_hot_series_is_answered_by_several(system: System, replicas: set[str])
     assert len(shares) >= 2
     assert max(shares.values()) < 240 * 0.75
     # Left alone it is at home again.
-    alone = Counter(system.predict(series, PROBE).headers["X-Replica"] for _ in range(20))
-    assert max(alone.values()) >= 16, alone
+    assert len({system.predict(series, PROBE).headers["X-Replica"] for _ in range(10)}) == 1
 
 
 def test_the_end_of_a_replica_moves_its_share_alone(system: System, replicas: set[str]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pytest
 from aio_pika import Message
 from pydantic import SecretStr
@@ -16,6 +18,7 @@ from anomaly_detection.contracts import DriftDetected, TrainingCompleted
 from anomaly_detection.errors import DependencyUnavailableError
 from anomaly_detection.scoring import ScoringModel
 from anomaly_detection.settings import BrokerSettings
+from anomaly_detector import open_inference
 from anomaly_detector.breaker import BreakerState
 from anomaly_detector.events import CompletionEvents
 
@@ -586,11 +589,90 @@ async def test_drift_events_go_out_over_the_connection(
 async def test_a_batch_in_parts_is_the_same_as_in_one(
     world: World, blobs: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anomaly_detector.predictor._POINTS_AT_ONCE", 7)
+    monkeypatch.setattr("anomaly_detector.predictor.ITEMS_AT_ONCE", 7)
+    monkeypatch.setattr("anomaly_detector.turns.ITEMS_AT_ONCE", 7)
     world.publish("a", blobs[0])
+    model = ScoringModel.from_bytes(blobs[0])
     for count in (1, 6, 7, 8, 20):
         data = [{"timestamp": i, "value": i / 5} for i in range(count)]
         single = (await world.client.post("/predict/a/batch", json={"data": data})).json()
         many = (await world.client.post("/predict", json={"series": {"a": {"data": data}}})).json()
         assert single == many["results"]["a"]
         assert [each["timestamp"] for each in single["predictions"]] == list(range(count))
+        values = np.arange(count) / 5
+        assert [each["anomaly_score"] for each in single["predictions"]] == model.score(values).tolist()
+        for shape, numbers in (([count], values.tolist()), ([count, 1], values.reshape(-1, 1).tolist())):
+            tensor = {"name": "value", "shape": shape, "datatype": "FP64", "data": numbers}
+            inferred = (await world.client.post("/v2/models/a/infer", json={"inputs": [tensor]})).json()
+            assert inferred["outputs"][0]["data"] == model.score(values).tolist()
+            assert inferred["outputs"][1]["data"] == [each["is_anomaly"] for each in single["predictions"]]
+
+
+@pytest.mark.parametrize(
+    ("index", "point", "expected"),
+    [
+        (0, {"timestamp": 0, "value": "x"}, "INVALID_INPUT"),
+        (13, {"timestamp": 13, "value": None}, "INVALID_INPUT"),
+        (14, {"timestamp": 13, "value": 1}, "INVALID_TIMESTAMP"),  # the first of its part repeats the last of another
+        (19, {"timestamp": 19}, "INVALID_INPUT"),
+    ],
+)
+async def test_errors_of_a_batch_in_parts_count_from_its_start(
+    world: World, blobs: list[bytes], monkeypatch: pytest.MonkeyPatch, index: int, point: object, expected: str
+) -> None:
+    monkeypatch.setattr("anomaly_detector.predictor.ITEMS_AT_ONCE", 7)
+    monkeypatch.setattr("anomaly_detector.turns.ITEMS_AT_ONCE", 7)
+    world.publish("a", blobs[0])
+    data: list[object] = [{"timestamp": i, "value": i} for i in range(20)]
+    data[index] = point
+    response = await world.client.post("/predict/a/batch", json={"data": data})
+    assert code(response) == (422, expected)
+    assert [each["index"] for each in response.json()["error"]["details"]] == [index]
+    if expected == "INVALID_INPUT":
+        numbers: list[object] = list(range(20))
+        numbers[index] = "x"
+        tensor = {"name": "value", "shape": [20], "datatype": "FP64", "data": numbers}
+        inferred = await world.client.post("/v2/models/a/infer", json={"inputs": [tensor]})
+        assert inferred.status_code == 400
+        assert f"index {index} " in inferred.json()["error"]
+
+
+@pytest.mark.parametrize("rows", [[[1.0], 2.0], [[1.0], [2.0, 3.0]], [1.0, [2.0]], [[1.0], []]])
+async def test_a_column_is_one_number_a_row(world: World, blobs: list[bytes], rows: list[object]) -> None:
+    world.publish("a", blobs[0])
+    tensor = {"name": "value", "shape": [len(rows), 1], "datatype": "FP64", "data": rows}
+    assert (await world.client.post("/v2/models/a/infer", json={"inputs": [tensor]})).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/predict/s0/batch", "/v2/models/s0/infer", "/predict", "/predict many"])
+async def test_a_large_request_lets_others_on(
+    world: World, blobs: list[bytes], monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Counted in turns of the event loop, which do not depend on how busy the machine is."""
+    monkeypatch.setattr("anomaly_detector.turns._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("anomaly_detector.turns.ITEMS_AT_ONCE", 50)
+    monkeypatch.setattr("anomaly_detector.predictor.ITEMS_AT_ONCE", 50)
+    for i in range(100):
+        world.publish(f"s{i}", blobs[0])
+        await world.service.cache.get(f"s{i}", None)
+    data = [{"timestamp": i, "value": 0.5} for i in range(1000)]
+    tensor = {"name": "value", "shape": [1000], "datatype": "FP64", "data": [0.5] * 1000}
+    predictor = world.service.predictor
+    work: dict[str, Callable[[], Awaitable[object]]] = {
+        "/predict/s0/batch": lambda: predictor.predict_batch("s0", None, data),
+        "/v2/models/s0/infer": lambda: open_inference._values(tensor, predictor),
+        "/predict": lambda: predictor.predict_many({"s0": {"data": data}}),
+        "/predict many": lambda: predictor.predict_many({f"s{i}": {"data": data[:10]} for i in range(100)}),
+    }
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.create_task(others())
+    await work[path]()
+    counting.cancel()
+    assert turns >= 1000 / 50 - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from unit.inference_world import World, code
 
 from anomaly_detection.contracts import DetectorParameters
 from anomaly_detection.scoring import ScoreHistogram, ScoringModel, fit_isolation_forest
-from anomaly_detector.drift import HALF_LIFE_POINTS, MINIMUM_POINTS, DriftState, RecentScores, state_of
+from anomaly_detector.drift import HALF_LIFE_POINTS, MINIMUM_POINTS, DriftRanking, DriftState, RecentScores, state_of
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +185,53 @@ async def test_major_drift_is_told_once(world: World, model: ScoringModel) -> No
     world.service.drift.notice("a", loaded)
     await batch(strange)
     assert len(waiting) == 2
+
+
+def test_ranking_follows_models_that_come_change_and_go() -> None:
+    ranking = DriftRanking()
+    scores = {name: RecentScores(ScoreHistogram((0.5,), (1, 1))) for name in "abcd"}
+    for name, recent in scores.items():
+        ranking.put(name, recent)
+    assert (len(ranking), ranking.states[DriftState.UNKNOWN]) == (0, 4)
+    for name, index in (("a", 0.3), ("b", 0.05), ("c", 0.15), ("d", 0.3)):
+        scores[name].index = index
+        ranking.put(name, scores[name])
+    ranking.put("old", None)
+    assert ranking.largest(3) == [(0.3, "d"), (0.3, "a"), (0.15, "c")]
+    assert (ranking.largest(0), len(ranking.largest(99)), len(ranking)) == ([], 4, 4)
+    assert dict(ranking.states) == {"unknown": 1, "stable": 1, "moderate": 1, "major": 2}
+    scores["d"].index = 0.01
+    ranking.put("d", scores["d"])
+    ranking.remove("a")
+    ranking.remove("a")
+    ranking.remove("old")
+    assert ranking.largest(9) == [(0.15, "c"), (0.05, "b"), (0.01, "d")]
+    assert +ranking.states == {"stable": 2, "moderate": 1}
+
+
+async def test_what_is_counted_is_what_is_in_memory(world: World, blobs: list[bytes]) -> None:
+    """Sums that are kept up to date, against a look at every model."""
+    cache = world.service.cache
+    for i in range(6):
+        world.publish(f"s{i}", blobs[0])
+        await world.client.post(
+            f"/predict/s{i}/batch", json={"data": [{"timestamp": t, "value": t} for t in range(600)]}
+        )
+    cache.max_bytes = 4 * cache.nbytes // 6
+    world.publish("s5", blobs[0])
+    cache.refresh("s5")
+    await world.settle()
+    await world.predict("s4", version=1)
+    await cache.evict("s3")
+    world.store.away = world.mlflow.away = True
+    cache.expire_all()
+    await world.predict("s4")
+    entries = cache._entries
+    assert 1 < len(entries) < 6
+    assert cache.nbytes == sum(entry.loaded.model.nbytes for entry in entries.values())
+    assert cache.stale_models == sum(entry.stale for entry in entries.values()) == 1
+    recent = {key[0]: entry.loaded.recent for key, entry in entries.items() if key[1] is None}
+    assert +cache.ranking.states == Counter(map(state_of, recent.values()))
+    measured = {name: each.index for name, each in recent.items() if each and not math.isnan(each.index)}
+    assert {name: index for index, name in cache.ranking.largest(99)} == measured
+    assert measured

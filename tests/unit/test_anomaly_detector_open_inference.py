@@ -201,5 +201,5 @@ async def test_examples_of_the_document_are_answered(world: World, blobs: list[b
     content = route["requestBody"]["content"]["application/json"]
     for example in content["examples"].values():
         assert (await world.client.post("/v2/models/a/infer", json=example["value"])).status_code == 200
-    assert route["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("/ProtocolError")
+    assert route["responses"]["400"]["content"]["application/json"]["schema"]["$ref"].endswith("/ProtocolError")
     assert "/v2/models/{series_id}/versions/{version}/infer" in document["paths"]

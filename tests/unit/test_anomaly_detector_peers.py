@@ -82,15 +82,16 @@ async def pair(own_settings: InferenceSettings, tmp_path: Path) -> AsyncIterator
         yield Pair(worlds[0], worlds[1], network)
 
 
-def servers(configuration: str) -> dict[str, str]:
-    """The identifier of each server by its name."""
+def servers(configuration: str, keyword: str = "check") -> dict[str, str]:
+    """The identifier of each server by its name, of the backend that checks them or of the one that tracks it."""
     lines = [line.split() for line in configuration.splitlines() if line.strip().startswith("server ")]
+    lines = [words for words in lines if words[3] == keyword]
     return {words[1].rpartition("-")[2]: words[words.index("id") + 1] for words in lines}
 
 
 async def test_haproxy_hashes_the_series() -> None:
     completed = with_affinity(CONFIGURATION, 130)
-    for line in ("hash-balance-factor 130", "hash-type consistent sdbm avalanche", "option redispatch 1"):
+    for line in ("hash-type consistent sdbm avalanche", "option redispatch 1"):
         assert f"\n    {line}\n" in completed
     assert "leastconn" not in completed
     assert completed.index("hash-type") < completed.index("frontend")
@@ -104,6 +105,22 @@ async def test_a_server_keeps_its_place_whoever_else_there_is() -> None:
     assert rest == {name: number for name, number in both.items() if name != "one"}
     # HAProxy hashes 4096 times the number in 32 bits.
     assert all(0 < int(number) < 2**20 for number in both.values())
+
+
+async def test_loads_are_bounded_while_there_is_much_to_do() -> None:
+    completed = with_affinity(CONFIGURATION, 130)
+    assert servers(completed) == servers(completed, "track")
+    frontend, first, second = completed.split("\nfrontend ")[1].split("\nbackend ")
+    assert "hash-balance-factor" not in completed.replace(second, "")
+    assert "\n    hash-balance-factor 130\n" in second
+    assert "{ var(txn.under_way) -m int ge 4 }" in frontend  # two replicas; the proxy that stands in is none
+    assert " check" not in second
+    assert second.count(" backup ") == first.count(" backup ") == 1
+
+
+async def test_a_configuration_without_replicas_has_nothing_to_bound() -> None:
+    alone = "\n".join(line for line in CONFIGURATION.splitlines() if "REPLICA" not in line)
+    assert "hash-balance-factor" not in with_affinity(alone, 130)
 
 
 @pytest.mark.parametrize("configuration", ["", CONFIGURATION.replace("    balance", "    balance x\n    balance")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from typing import Any
 from xml.etree import ElementTree
 
 import httpx
@@ -10,6 +12,7 @@ import pytest
 from unit.inference_world import World, code
 
 from anomaly_detection.scoring import ScoringModel
+from anomaly_detector.picture import SCALE, png
 
 SVG = "{http://www.w3.org/2000/svg}"
 DATA = [{"timestamp": 1_700_000_000 + 300 * i, "value": 50.0 if i == 7 else i / 20} for i in range(20)]
@@ -140,9 +143,40 @@ async def test_the_fallback_is_named(world: World, blobs: list[bytes]) -> None:
 
 async def test_bad_requests(world: World, blobs: list[bytes]) -> None:
     world.publish("a", blobs[0])
-    for query in ("format=png", "from=2&to=1", "from=nan", "to=inf", "from=x"):
+    for query in ("format=gif", "from=2&to=1", "from=nan", "to=inf", "from=x"):
         assert code(await world.client.get(f"/plot/a?{query}")) == (422, "INVALID_INPUT")
     assert code(await world.client.get("/plot/unknown")) == (404, "MODEL_NOT_FOUND")
     assert code(await world.client.get("/plot/not-a-series")) == (422, "INVALID_INPUT")
     assert code(await world.client.post("/plot/a", json={"data": []})) == (422, "INSUFFICIENT_DATA")
     assert code(await world.client.post("/plot/a", json=DATA)) == (422, "INVALID_INPUT")
+
+
+async def test_plots_are_pictures_too(world: World, blobs: list[bytes]) -> None:
+    world.publish("a", blobs[0])
+    data = [{"timestamp": 1_700_000_000 + i, "value": i / 10} for i in range(50)]
+    for method, body in (("GET", None), ("POST", {"data": data})):
+        drawn = await world.client.request(method, "/plot/a", json=body)
+        picture = await world.client.request(method, "/plot/a?format=png", json=body)
+        assert (picture.status_code, picture.headers["content-type"]) == (200, "image/png")
+        root = ElementTree.fromstring(drawn.content)
+        assert picture.content.startswith(b"\x89PNG\r\n\x1a\n")
+        size = struct.unpack(">II", picture.content[16:24])
+        assert size == (SCALE * int(root.attrib["width"]), SCALE * int(root.attrib["height"]))
+
+
+async def test_a_picture_has_its_text() -> None:
+    """Without a font a renderer leaves text out and says nothing."""
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="200" height="40">{}</svg>'
+    text = '<text x="5" y="25" style="font: 12px system-ui, sans-serif">value ± 3 std</text>'
+    assert len(await png(svg.format(text))) > 2 * len(await png(svg.format("")))
+
+
+async def test_what_cannot_be_rendered_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match=r"cannot be rendered: .+"):
+        await png("no picture")
+
+
+async def test_an_error_of_the_renderer_has_the_form_of_all(world: World, blobs: list[bytes], monkeypatch: Any) -> None:
+    world.publish("a", blobs[0])
+    monkeypatch.setattr("anomaly_detector.api.score_plot", lambda *_: "no picture")
+    assert code(await world.client.get("/plot/a?format=png")) == (500, "INTERNAL_ERROR")

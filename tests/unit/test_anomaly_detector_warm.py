@@ -91,6 +91,7 @@ async def test_identity_metrics_and_hits_are_counted(world: World, long_way: lis
     answer = await world.client.post("/predict/warm", json={"timestamp": 1, "value": 0.1}, headers=headers)
     assert not long_way
     assert answer.headers.get_list("x-request-id") == ["mine-1"]
+    assert answer.headers.get_list("x-replica") == ["alone"]
     assert world.service.cache.statistics.hits == hits + 1
     metrics = (await world.client.get("/metrics")).text
     assert 'http_requests_total{method="POST",replica="alone",route="/predict/{series_id}",status="200"} 2.0' in metrics

@@ -69,6 +69,8 @@ spec:
           value: {{ $values.modelCache.ttlJitter | quote }}
         - name: MODEL_CACHE_NEGATIVE_SECONDS
           value: {{ $values.modelCache.negativeSeconds | quote }}
+        - name: MODEL_CACHE_WARM_MODELS
+          value: {{ int $values.modelCache.warmModels | quote }}
         - name: MODEL_DISK_DIRECTORY
           value: /tmp/models
         - name: MODEL_DISK_MAX_BYTES

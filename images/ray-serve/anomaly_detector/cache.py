@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from anomaly_detection.errors import AppError, DependencyUnavailableError
+from anomaly_detector.drift import DriftRanking
 from anomaly_detector.loader import LoadedModel, ModelLoader
 
 _ABSENT_KEPT = 10_000
@@ -40,6 +42,7 @@ class CacheStatistics:
 class _Entry:
     loaded: LoadedModel
     expires: float
+    uses: float = 0.0  # each weighted by its time
     stale: bool = False  # it may be outdated: registry or store did not answer when it was time to ask
 
 
@@ -65,6 +68,11 @@ class ModelCache:
         negative_seconds: how long it is remembered that there is no such model.
         retry_seconds: how long a model that may be outdated is served before a failed load is tried again.
         clock: seconds, monotonic.
+        statistics: what happened.
+        nbytes: memory that the models take.
+        stale_models: how many models in memory may be outdated.
+        ranking: the models in production in memory by their drift.
+        use_weight: what a use counts now; it grows, so that earlier ones count less.
     """
 
     loader: ModelLoader
@@ -76,6 +84,9 @@ class ModelCache:
     clock: Callable[[], float] = time.monotonic
     statistics: CacheStatistics = field(default_factory=CacheStatistics)
     nbytes: int = 0
+    stale_models: int = 0
+    ranking: DriftRanking = field(default_factory=DriftRanking)
+    use_weight: float = 1.0
     _entries: OrderedDict[Key, _Entry] = field(default_factory=OrderedDict)
     _loads: dict[Key, _Load] = field(default_factory=dict)
     _absent: OrderedDict[Key, tuple[float, AppError]] = field(default_factory=OrderedDict)
@@ -92,6 +103,7 @@ class ModelCache:
             return None
         self._entries.move_to_end(key)
         self.statistics.hits += 1
+        entry.uses += self.use_weight
         if entry.stale:
             self.statistics.stale_answers += 1
         return entry.loaded
@@ -114,14 +126,10 @@ class ModelCache:
                 raise AppError(error.code, error.message, error.details)
             del self._absent[key]
         entry = await self._current(key)
+        entry.uses += self.use_weight
         if entry.stale:
             self.statistics.stale_answers += 1
         return entry.loaded
-
-    @property
-    def stale_models(self) -> int:
-        """How many models in memory may be outdated; looks at each of them."""
-        return sum(entry.stale for entry in self._entries.values())
 
     def refresh(self, series_id: str) -> None:
         """The version in production may have changed: ask again now if the model is in memory, else at its next use."""
@@ -151,9 +159,25 @@ class ModelCache:
             await asyncio.to_thread(self.loader.disk.evict, series_id)
         return len(keys)
 
-    def state(self) -> list[tuple[str, int | None, LoadedModel]]:
-        """Series, version asked for and model of everything in memory, most recently used first."""
-        return [(series_id, version, entry.loaded) for (series_id, version), entry in reversed(self._entries.items())]
+    def state(self, limit: int) -> list[tuple[str, int | None, LoadedModel]]:
+        """Series, version asked for and model of what is in memory, most recently used first, so many at most."""
+        latest = itertools.islice(reversed(self._entries.items()), limit)
+        return [(series_id, version, entry.loaded) for (series_id, version), entry in latest]
+
+    def uses(self) -> Iterator[tuple[float, str]]:
+        """Uses, weighted as of now, and series of the models in production in memory; may be read in another thread."""
+        entries, weight = list(self._entries.items()), self.use_weight
+        return ((entry.uses / weight, series_id) for (series_id, version), entry in entries if version is None)
+
+    def in_production(self, series_id: str) -> LoadedModel | None:
+        """The model in production if it is in memory, be it fresh or not; this is no use of it."""
+        entry = self._entries.get((series_id, None))
+        return entry.loaded if entry else None
+
+    def rank(self, series_id: str, loaded: LoadedModel) -> None:
+        """The drift of a model in production was measured; nothing happens if it is in memory no more."""
+        if self.in_production(series_id) is loaded:
+            self.ranking.put(series_id, loaded.recent)
 
     async def close(self) -> None:
         """Abandon the loads under way."""
@@ -172,7 +196,7 @@ class ModelCache:
                 return await self._join(key)
         except TimeoutError:
             # The load goes on, and puts another entry in its place or says when to try again.
-            expired.stale = key[1] is None
+            self._mark(expired, key[1] is None)
             expired.expires = self.clock() + _PATIENCE_SECONDS
             return expired
 
@@ -207,7 +231,7 @@ class ModelCache:
                 if kept is None:
                     raise
                 entry = self._store(key, kept)
-            entry.stale = version is None  # a version never changes, which of them is in production does
+            self._mark(entry, version is None)  # a version never changes, which of them is in production does
             entry.expires = self.clock() + self.retry_seconds
             return entry
         except AppError as error:
@@ -229,10 +253,13 @@ class ModelCache:
             del self._loads[key]
 
     def _store(self, key: Key, loaded: LoadedModel) -> _Entry:
+        before = self._entries.get(key)
         self._drop(key)
         lifetime = self.ttl_seconds * (1 + random.uniform(-self.ttl_jitter, self.ttl_jitter))  # noqa: S311 - spreads load, no secret
-        self._entries[key] = entry = _Entry(loaded, self.clock() + lifetime)
+        self._entries[key] = entry = _Entry(loaded, self.clock() + lifetime, before.uses if before else 0.0)
         self.nbytes += loaded.model.nbytes
+        if key[1] is None:
+            self.ranking.put(key[0], loaded.recent)
         while self.nbytes > self.max_bytes:
             self._drop(next(iter(self._entries)))
             self.statistics.evictions += 1
@@ -241,3 +268,11 @@ class ModelCache:
     def _drop(self, key: Key) -> None:
         if entry := self._entries.pop(key, None):
             self.nbytes -= entry.loaded.model.nbytes
+            self._mark(entry, False)
+            if key[1] is None:
+                self.ranking.remove(key[0])
+
+    def _mark(self, entry: _Entry, stale: bool) -> None:
+        """Say of an entry whether it may be outdated."""
+        self.stale_models += stale - entry.stale
+        entry.stale = stale

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+from anomaly_detector.usage import FOLDER
+
 _SUFFIX = ".ads"
 _LINK_SUFFIX = ".production"
 _TEMPORARY = "."  # no series identifier begins with it
@@ -161,6 +163,8 @@ class ModelDisk:
         total = 0
         with os.scandir(self.directory) as entries:
             for entry in entries:
+                if entry.name == FOLDER:
+                    continue
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:  # another replica has removed it

@@ -7,7 +7,8 @@ equal, from 0.25 on for different.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
 from enum import StrEnum
 
 import numpy as np
@@ -104,3 +105,43 @@ def state_of(recent: RecentScores | None) -> DriftState:
     if recent.index < MODERATE:
         return DriftState.STABLE
     return DriftState.MODERATE if recent.index < MAJOR else DriftState.MAJOR
+
+
+class DriftRanking:
+    """Models in production by their drift, kept in order as it changes: nobody who asks has to look at all of them.
+
+    Attributes:
+        states: how many models are in each state.
+    """
+
+    def __init__(self) -> None:
+        self.states: Counter[DriftState] = Counter()
+        self._known: dict[str, tuple[DriftState, float]] = {}
+        self._order: list[tuple[float, str]] = []  # index and series, ascending; without the models of unknown drift
+
+    def __len__(self) -> int:
+        """How many models have an index."""
+        return len(self._order)
+
+    def put(self, series_id: str, recent: RecentScores | None) -> None:
+        """Take up a model, or its drift as it is now; None is a model without a baseline."""
+        self.remove(series_id)
+        state, index = state_of(recent), recent.index if recent else math.nan
+        self.states[state] += 1
+        self._known[series_id] = state, index
+        if not math.isnan(index):
+            insort(self._order, (index, series_id))
+
+    def remove(self, series_id: str) -> None:
+        """Leave a model out; nothing happens if it is not in here."""
+        known = self._known.pop(series_id, None)
+        if known is None:
+            return
+        state, index = known
+        self.states[state] -= 1
+        if not math.isnan(index):
+            del self._order[bisect_left(self._order, (index, series_id))]
+
+    def largest(self, limit: int) -> list[tuple[float, str]]:
+        """Index and series of the models that have drifted most, in falling order, so many at most."""
+        return self._order[-limit:][::-1] if limit > 0 else []

@@ -1,13 +1,14 @@
-"""What stands between a replica's HTTP server and Ray Serve; `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it.
+"""What stands between a replica's HTTP server, Ray Serve and the application.
 
-Warm predictions are answered here: what Ray Serve does for a request takes longer than the prediction itself.
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names `middlewares`. Warm predictions are answered here: what Ray Serve does
+for a request takes longer than the prediction itself.
 """
 
 from __future__ import annotations
 
 from starlette.middleware import Middleware
 
-from anomaly_detection.http import Application, Receive, Scope, Send
+from anomaly_detection.http import Application, Event, Receive, Scope, Send
 from anomaly_detector.warm import Replica, WarmPredictionMiddleware
 
 _DISCONNECT_DISABLED = (b"x-request-disconnect-disabled", b"?1")
@@ -33,6 +34,33 @@ class UnwatchedMiddleware:
         if scope["type"] == "http":
             scope["headers"] = [*scope["headers"], _DISCONNECT_DISABLED]
         await self._app(scope, receive, send)
+
+
+class ReplicaMiddleware:
+    """What is between Ray Serve and the application.
+
+    It names the replica in every answer, as `X-Replica`, and leaves `X-Request-ID` to Ray Serve, which adds the one it
+    gave or passed to the application.
+
+    Args:
+        app: the application it wraps.
+        replica: the name of this replica.
+    """
+
+    def __init__(self, app: Application, replica: str) -> None:
+        self._app = app
+        self._replica = (b"x-replica", replica.encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+
+        async def send_with_replica(event: Event) -> None:
+            if event["type"] == "http.response.start":
+                headers = [header for header in event["headers"] if header[0] != b"x-request-id"]
+                event["headers"] = [*headers, self._replica]
+            await send(event)
+
+        await self._app(scope, receive, send_with_replica)
 
 
 def middlewares() -> list[Middleware]:

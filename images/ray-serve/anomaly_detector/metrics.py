@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
 import re
-from collections import Counter as Counts
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -14,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from anomaly_detector.breaker import BreakerState, CircuitBreaker
 from anomaly_detector.cache import ModelCache
-from anomaly_detector.drift import DriftState, state_of
+from anomaly_detector.drift import DriftState
 from anomaly_detector.predictor import Answers
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2, 5)  # 10, 30 and 50 ms are promised
@@ -135,15 +133,15 @@ class _State(Collector):
         yield CounterMetricFamily("model_disk_failures", "Operations that the disk refused.", counts.failures)
 
     def _drift(self) -> Iterable[Metric]:
-        recent = [loaded.recent for _, version, loaded in self._cache.state() if version is None]
-        states = Counts(map(state_of, recent))
+        ranking = self._cache.ranking
         models = GaugeMetricFamily(
             "model_drift_models", "Models in production in memory by their drift.", labels=("state",)
         )
         for state in DriftState:
-            models.add_metric((state,), states[state])
+            models.add_metric((state,), ranking.states[state])
         yield models
-        measured = [each.index for each in recent if each and not math.isnan(each.index)]
         yield GaugeMetricFamily(
-            "model_drift_psi_max", "Largest population stability index of a model.", max(measured, default=0.0)
+            "model_drift_psi_max",
+            "Largest population stability index of a model.",
+            max((index for index, _ in ranking.largest(1)), default=0.0),
         )

@@ -6,8 +6,9 @@ not supported.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from anomaly_detection.errors import AppError, ErrorCode, in_envelope
-from anomaly_detection.series import read_values
-from anomaly_detector.predictor import Scores, check_series_id, parse_version
+from anomaly_detector.openapi import errors, path_parameters
+from anomaly_detector.predictor import Predictor, Scores, check_series_id, parse_version
+from anomaly_detector.turns import Turns
 from anomaly_detector.web import json_answer, json_body, read_json, service_of
 
 _PREFIX = "/v2"
@@ -26,10 +28,10 @@ _TYPES = ("FP64", "FP32")
 _MEMBERS = {"id", "parameters", "inputs", "outputs"}
 _PLATFORM = "anomaly-detection-system_step-function"
 
-_OUTPUTS: dict[str, tuple[str, Callable[[Scores], list[Any]]]] = {
-    "anomaly_score": ("FP64", lambda found: found.scores.tolist()),
-    "is_anomaly": ("BOOL", lambda found: found.is_anomaly.tolist()),
-    "threshold": ("FP64", lambda found: [found.threshold]),
+_OUTPUTS: dict[str, tuple[str, Callable[[Scores], NDArray[Any]]]] = {
+    "anomaly_score": ("FP64", lambda found: found.scores.astype(np.float64)),
+    "is_anomaly": ("BOOL", lambda found: found.is_anomaly),
+    "threshold": ("FP64", lambda found: np.array([found.threshold])),
 }
 """By name of an output, its type and what is in it."""
 
@@ -162,35 +164,46 @@ def render_error(path: str, error: AppError) -> tuple[int, bytes]:
 
 def add_routes(app: FastAPI) -> None:
     """Add the protocol's routes."""
-    options: dict[str, Any] = {
-        "tags": ["open inference protocol"],
-        "responses": {"4XX": {"model": ProtocolError}, "5XX": {"model": ProtocolError}},
-    }
+    tags: list[str | Enum] = ["open inference protocol"]
+    model, of_version = "/v2/models/{series_id}", "/v2/models/{series_id}/versions/{version}"
 
-    @app.get("/v2", response_model=ServerMetadata, **options)
+    def about_model(path: str, answer: type[BaseModel]) -> dict[str, Any]:
+        """Options of a route about a model. It reads the parameters itself: the framework would call errors 422."""
+        return {
+            "path": path,
+            "response_model": answer,
+            "tags": tags,
+            "responses": errors(400, 404, 503, model=ProtocolError),
+            "openapi_extra": {"parameters": path_parameters(path)},
+        }
+
+    unexpected = errors(model=ProtocolError)
+
+    @app.get("/v2", response_model=ServerMetadata, tags=tags, responses=unexpected)
     async def server_metadata() -> Response:
         """Name and version of the server."""
         return json_answer({"name": "anomaly-detection-system", "version": app.version, "extensions": []})
 
-    @app.get("/v2/health/live", response_model=ServerLive, **options)
+    @app.get("/v2/health/live", response_model=ServerLive, tags=tags, responses=unexpected)
     async def server_live() -> Response:
         """The process answers."""
         return json_answer({"live": True})
 
-    @app.get("/v2/health/ready", response_model=ServerReady, **options)
+    @app.get("/v2/health/ready", response_model=ServerReady, tags=tags, responses=unexpected)
     async def server_ready() -> Response:
         """The replica takes requests, also while a dependency is away: see `/health/ready`."""
         return json_answer({"ready": True})
 
-    @app.get("/v2/models/{series_id}", response_model=ModelMetadata, **options)
-    @app.get("/v2/models/{series_id}/versions/{version}", response_model=ModelMetadata, **options)
-    async def model_metadata(series_id: str, request: Request, version: str | None = None) -> Response:
+    @app.get(**about_model(model, ModelMetadata))
+    @app.get(**about_model(of_version, ModelMetadata))
+    async def model_metadata(request: Request) -> Response:
         """What the model of a series takes and gives; it is loaded if need be."""
-        loaded = await _loaded(request, series_id, version)
+        series_id, version = _asked_for(request)
+        loaded = await service_of(request).cache.get(series_id, version)
         return json_answer(
             {
                 "name": series_id,
-                "versions": [str(loaded)],
+                "versions": [str(loaded.version)],
                 "platform": _PLATFORM,
                 "inputs": [{"name": "value", "datatype": "FP64", "shape": [-1]}],
                 "outputs": [
@@ -200,55 +213,67 @@ def add_routes(app: FastAPI) -> None:
             }
         )
 
-    @app.get("/v2/models/{series_id}/ready", response_model=ModelReady, **options)
-    @app.get("/v2/models/{series_id}/versions/{version}/ready", response_model=ModelReady, **options)
-    async def model_ready(series_id: str, request: Request, version: str | None = None) -> Response:
+    @app.get(**about_model(f"{model}/ready", ModelReady))
+    @app.get(**about_model(f"{of_version}/ready", ModelReady))
+    async def model_ready(request: Request) -> Response:
         """The model of a series can answer; it is loaded if need be."""
-        await _loaded(request, series_id, version)
+        series_id, version = _asked_for(request)
+        await service_of(request).cache.get(series_id, version)
         return json_answer({"name": series_id, "ready": True})
 
-    infer_options = {
-        **options,
-        "response_model": InferAnswer,
-        "response_model_exclude_none": True,
-        "openapi_extra": json_body(InferRequest, _EXAMPLES),
-    }
+    def about_inference(path: str) -> dict[str, Any]:
+        options = about_model(path, InferAnswer)
+        return {
+            **options,
+            "response_model_exclude_none": True,
+            "responses": errors(400, 404, 413, 503, model=ProtocolError),
+            "openapi_extra": {**options["openapi_extra"], **json_body(InferRequest, _EXAMPLES)},
+        }
 
-    @app.post("/v2/models/{series_id}/infer", **infer_options)
-    @app.post("/v2/models/{series_id}/versions/{version}/infer", **infer_options)
-    async def infer(series_id: str, request: Request, version: str | None = None) -> Response:
+    @app.post(**about_inference(f"{model}/infer"))
+    @app.post(**about_inference(f"{of_version}/infer"))
+    async def infer(request: Request) -> Response:
         """Score values of a series."""
-        check_series_id(series_id)
-        number = parse_version(version)
+        series_id, version = _asked_for(request)
         predictor = service_of(request).predictor
-        inference = _read(await read_json(request), predictor.max_points)
-        return json_answer(
-            _answer(series_id, inference, await predictor.predict_values(series_id, number, inference.values))
-        )
+        inference = await _read(await read_json(request), predictor)
+        found = await predictor.predict_values(series_id, version, inference.values)
+        return Response(await _answer(series_id, inference, found), media_type="application/json")
 
 
-async def _loaded(request: Request, series_id: str, version: str | None) -> int:
-    """The version that answers for a series, once it is in memory."""
+def _asked_for(request: Request) -> tuple[str, int | None]:
+    """Series and version in the path of a request; None for the version in production.
+
+    Raises:
+        AppError: INVALID_INPUT or INVALID_VERSION.
+    """
+    series_id: str = request.path_params["series_id"]
     check_series_id(series_id)
-    return (await service_of(request).cache.get(series_id, parse_version(version))).version
+    return series_id, parse_version(request.path_params.get("version"))
 
 
-def _answer(series_id: str, inference: _Inference, found: Scores) -> dict[str, Any]:
+async def _answer(series_id: str, inference: _Inference, found: Scores) -> bytes:
+    """The answer as JSON; other requests are answered in between."""
+    turns = Turns()
     outputs = []
     for name in inference.outputs:
+        await turns.give_way()
         datatype, data_of = _OUTPUTS[name]
         data = data_of(found)
-        outputs.append({"name": name, "datatype": datatype, "shape": [len(data)], "data": data})
-    return {
-        "model_name": series_id,
-        "model_version": str(found.version),
-        **({} if inference.identity is None else {"id": inference.identity}),
-        "parameters": {"source": found.source},
-        "outputs": outputs,
-    }
+        tensor = {"name": name, "datatype": datatype, "shape": data.shape, "data": data}
+        outputs.append(orjson.dumps(tensor, option=orjson.OPT_SERIALIZE_NUMPY))
+    head = orjson.dumps(
+        {
+            "model_name": series_id,
+            "model_version": str(found.version),
+            **({} if inference.identity is None else {"id": inference.identity}),
+            "parameters": {"source": found.source},
+        }
+    )
+    return b"".join((head[:-1], b',"outputs":[', b",".join(outputs), b"]}"))
 
 
-def _read(body: Any, max_points: int) -> _Inference:
+async def _read(body: Any, predictor: Predictor) -> _Inference:
     """Check the body of an inference.
 
     Raises:
@@ -261,10 +286,11 @@ def _read(body: Any, max_points: int) -> _Inference:
         raise _bad("id", "must be a string")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise _bad("inputs", "must be a list of one tensor, `value`")
-    return _Inference(identity, _values(inputs[0], max_points), _wanted(body.get("outputs")))
+    wanted = _wanted(body.get("outputs"))
+    return _Inference(identity, await _values(inputs[0], predictor), wanted)
 
 
-def _values(tensor: dict[str, Any], max_points: int) -> NDArray[np.float64]:
+async def _values(tensor: dict[str, Any], predictor: Predictor) -> NDArray[np.float64]:
     """The values in the input tensor, shape (n,)."""
     if tensor.get("name") != "value":
         raise _bad("inputs[0].name", "must be `value`")
@@ -275,15 +301,22 @@ def _values(tensor: dict[str, Any], max_points: int) -> NDArray[np.float64]:
         raise _bad("inputs[0].shape", "must be [n] or [n, 1]")
     if not isinstance(data, list):
         raise _bad("inputs[0].data", "must be a list of numbers; binary tensors are not supported")
-    if shape[1:] and data and all(isinstance(row, list) and len(row) == 1 for row in data):
-        data = [row[0] for row in data]
     if shape[:1] != [len(data)]:
         raise _bad("inputs[0].data", f"has {len(data)} values, not the {shape[:1]} of its shape")
     if not data:
         raise AppError(ErrorCode.INSUFFICIENT_DATA, "at least one value is needed")
-    if len(data) > max_points:
-        raise _bad("inputs[0].data", f"has {len(data)} values, more than the {max_points} allowed")
-    return read_values(data)
+    if len(data) > predictor.max_points:
+        raise _bad("inputs[0].data", f"has {len(data)} values, more than the {predictor.max_points} allowed")
+    if shape[1:] and isinstance(data[0], list):
+        return await predictor.read_values(data, _only_values)
+    return await predictor.read_values(data)
+
+
+def _only_values(rows: Sequence[Any]) -> list[Any]:
+    """The one value in each row."""
+    if not all(isinstance(row, list) and len(row) == 1 for row in rows):
+        raise _bad("inputs[0].data", "must be a list of numbers, or for the shape [n, 1] of lists of one number each")
+    return [row[0] for row in rows]
 
 
 def _wanted(outputs: Any) -> list[str]:

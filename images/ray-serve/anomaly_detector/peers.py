@@ -58,11 +58,18 @@ class Peers:
 
     def addresses(self) -> dict[str, str]:
         """Host and port of each other replica by its name."""
+        return {name: address for name, address in self._replicas().items() if name != self.own}
+
+    def joined(self) -> bool:
+        """Whether HAProxy gives this replica requests."""
+        return self.own in self._replicas()
+
+    def _replicas(self) -> dict[str, str]:
         try:
             text = self._configuration.read_text(encoding="utf-8")
         except FileNotFoundError:
             return {}
-        return {name: address for name, address in _SERVER.findall(text) if name != self.own}
+        return dict(_SERVER.findall(text))
 
     async def ask(self, path: str, method: str = "GET") -> Answers:
         """Send the same request to all others at once; it takes 3 s at most."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +16,18 @@ from numpy.typing import NDArray
 from anomaly_detection.contracts import is_series_id
 from anomaly_detection.errors import AppError, DependencyUnavailableError, ErrorCode
 from anomaly_detection.scoring import FALLBACK_THRESHOLD, fallback_score
-from anomaly_detection.series import FLOAT32_MAX, LATEST_TIMESTAMP, read_points
+from anomaly_detection.series import FLOAT32_MAX, LATEST_TIMESTAMP, Series, checked_series, read_points, read_values
 from anomaly_detector.cache import ModelCache
 from anomaly_detector.drift_events import DriftEvents
 from anomaly_detector.loader import LoadedModel, ModelLoader, Statistics
+from anomaly_detector.openapi import VERSION_PATTERN
+from anomaly_detector.turns import ITEMS_AT_ONCE, Turns
 
 SOURCE_MODEL = "model"
 SOURCE_FALLBACK = "fallback"
 
 _NUMBERS = (int, float)
-_POINTS_AT_ONCE = 2048  # of a batch, about 1 ms; between them the event loop does what else there is
+_SERIES_AT_ONCE = 64  # of a request with many: so many models are asked for together, and held until they have scored
 
 
 @dataclass(slots=True)
@@ -108,7 +111,7 @@ class Predictor:
             model = scorer.model
             score = model.score_one(value)
             if scorer.recent and scorer.recent.add(score) and version is None:
-                self._drift.notice(series_id, scorer)
+                self._measured(series_id, scorer)
             threshold, is_anomaly, source = model.threshold, score > model.threshold, SOURCE_MODEL
         else:
             self.answers.fallback += 1
@@ -125,8 +128,11 @@ class Predictor:
             "source": source,
         }
 
-    async def predict_batch(self, series_id: str, version: int | None, data: Any) -> dict[str, Any]:
-        """The predictions for the points of one series, in their order.
+    async def predict_batch(self, series_id: str, version: int | None, data: Any) -> bytes:
+        """The predictions for the points of one series, in their order, as JSON.
+
+        A full batch takes 40 ms, which no single prediction is to wait: others are answered in between. A thread would
+        not help, since nearly all of it holds the interpreter's lock.
 
         Args:
             series_id: the series.
@@ -136,33 +142,64 @@ class Predictor:
         Raises:
             AppError: as `predict_one`.
         """
-        values = read_points(data, min_points=1, max_points=self.max_points).values
-        found = await self.predict_values(series_id, version, values)
-        return _batch_head(series_id, found) | {"predictions": _scored(data, found, 0, len(data))}
+        values = (await self.read_points(data)).values
+        scorer = self._cache.peek(series_id, version) or await self._scorer(series_id, version)
+        return await self._batch_json(series_id, version, scorer, data, values, Turns())
 
-    async def predict_batch_json(self, series_id: str, version: int | None, data: Any) -> bytes:
-        """What `predict_batch` returns, as JSON; other requests are answered in between.
-
-        Args:
-            series_id: the series.
-            version: of its model; None for the one in production.
-            data: list of points as a JSON parser returned it.
-
-        Raises:
-            AppError: as `predict_one`.
-        """
-        # A full batch takes 40 ms, which no single prediction is to wait. A thread would not help: nearly all of it
-        # holds the interpreter's lock.
-        await asyncio.sleep(0)
-        values = read_points(data, min_points=1, max_points=self.max_points).values
-        await asyncio.sleep(0)
-        found = await self.predict_values(series_id, version, values)
+    async def _batch_json(
+        self,
+        series_id: str,
+        version: int | None,
+        scorer: LoadedModel | Statistics,
+        data: list[dict[str, Any]],
+        values: NDArray[np.float64],
+        turns: Turns,
+    ) -> bytes:
+        """The answer for points of one series whose `values`, shape (n,), have been read and whose model is here."""
+        await turns.give_way()
+        found = self._score(series_id, version, scorer, values)
         parts = []
-        for start in range(0, len(data), _POINTS_AT_ONCE):
-            await asyncio.sleep(0)
-            parts.append(orjson.dumps(_scored(data, found, start, start + _POINTS_AT_ONCE))[1:-1])
+        for start in range(0, len(data), ITEMS_AT_ONCE):
+            await turns.give_way()
+            parts.append(orjson.dumps(_scored(data, found, start, start + ITEMS_AT_ONCE))[1:-1])
         head = orjson.dumps(_batch_head(series_id, found))
         return b"".join((head[:-1], b',"predictions":[', b",".join(parts), b"]}"))
+
+    async def read_points(self, data: Any) -> Series:
+        """What `series.read_points` gives for the points of a request, other requests being answered in between.
+
+        Raises:
+            AppError: as `series.read_points`.
+        """
+        if not isinstance(data, list) or not ITEMS_AT_ONCE < len(data) <= self.max_points:
+            return read_points(data, min_points=1, max_points=self.max_points)
+        turns = Turns()
+        try:
+            parts = [read_points(part, min_points=1, max_points=len(part)) async for part in turns.parts(data)]
+            timestamps = np.concatenate([part.timestamps for part in parts])
+            values = np.concatenate([part.values for part in parts])
+            return checked_series(timestamps, values, min_points=1, max_points=self.max_points)
+        except AppError:
+            # Where a part is wrong, what is said of it has to count from the start of the whole.
+            return await asyncio.to_thread(read_points, data, min_points=1, max_points=self.max_points)
+
+    async def read_values(
+        self, data: list[Any], values_of: Callable[[Sequence[Any]], list[Any]] = list
+    ) -> NDArray[np.float64]:
+        """What `series.read_values` gives for the values of a request, shape (n,); others are answered in between.
+
+        Args:
+            data: as a JSON parser returned it, not empty.
+            values_of: from a part of `data` to its values.
+
+        Raises:
+            AppError: as `series.read_values`.
+        """
+        turns = Turns()
+        try:
+            return np.concatenate([read_values(values_of(part)) async for part in turns.parts(data)])
+        except AppError:
+            return await asyncio.to_thread(lambda: read_values(values_of(data)))
 
     async def predict_values(
         self, series_id: str, version: int | None, values: NDArray[np.float64], *, recent: bool = True
@@ -179,12 +216,24 @@ class Predictor:
             AppError: MODEL_NOT_FOUND, INVALID_VERSION, SERVICE_UNAVAILABLE.
         """
         scorer = self._cache.peek(series_id, version) or await self._scorer(series_id, version)
+        return self._score(series_id, version, scorer, values, recent=recent)
+
+    def _score(
+        self,
+        series_id: str,
+        version: int | None,
+        scorer: LoadedModel | Statistics,
+        values: NDArray[np.float64],
+        *,
+        recent: bool = True,
+    ) -> Scores:
+        """As `predict_values`, by what is here."""
         if isinstance(scorer, LoadedModel):
             scores = scorer.model.score(values)
             if recent:
                 self.answers.model += len(values)
                 if scorer.recent and scorer.recent.add_many(scores) and version is None:
-                    self._drift.notice(series_id, scorer)
+                    self._measured(series_id, scorer)
             flags = scorer.model.is_anomaly(scores)
             return Scores(scores, flags, scorer.model.threshold, scorer.version, SOURCE_MODEL)
         if recent:
@@ -192,8 +241,15 @@ class Predictor:
         distances, flags = fallback_score(values, scorer.mean, scorer.std)
         return Scores(distances, flags, FALLBACK_THRESHOLD, scorer.version, SOURCE_FALLBACK)
 
-    async def predict_many(self, bodies: Any) -> dict[str, Any]:
-        """The predictions for several series; what is wrong with one of them is told in its place.
+    def _measured(self, series_id: str, loaded: LoadedModel) -> None:
+        """The drift of a model in production is known anew."""
+        self._cache.rank(series_id, loaded)
+        self._drift.notice(series_id, loaded)
+
+    async def predict_many(self, bodies: Any) -> bytes:
+        """The predictions for several series as JSON; what is wrong with one of them is told in its place.
+
+        Other requests are answered in between.
 
         Args:
             bodies: by series, the body of `predict_one` or `{"data": …}` of `predict_batch`.
@@ -207,24 +263,60 @@ class Predictor:
                 "`series` must be an object with at least one series",
                 [{"field": "series", "reason": "not an object with at least one member"}],
             )
-        points = sum(len(body["data"]) if _is_batch(body) else 1 for body in bodies.values())
+        turns = Turns()
+        members = list(bodies.items())
+        points = 0
+        async for part in turns.parts(members):
+            points += sum(len(body["data"]) if _is_batch(body) else 1 for _, body in part)
         if points > self.max_points:
             raise AppError(
                 ErrorCode.INVALID_INPUT,
                 f"{points} points are more than the {self.max_points} allowed in one request",
                 [{"field": "series", "reason": f"at most {self.max_points} points in all"}],
             )
-        results = await asyncio.gather(*(self._predict_member(series_id, body) for series_id, body in bodies.items()))
-        return dict(zip(bodies, results, strict=True))
+        results = []
+        for start in range(0, len(members), _SERIES_AT_ONCE):
+            group = members[start : start + _SERIES_AT_ONCE]
+            scorers = await self._scorers([series_id for series_id, _ in group])
+            for series_id, body in group:
+                await turns.give_way()
+                answer = await self._member_json(series_id, scorers[series_id], body, turns)
+                results.append(orjson.dumps(series_id) + b":" + answer)
+        return b'{"results":{' + b",".join(results) + b"}}"
 
-    async def _predict_member(self, series_id: str, body: Any) -> dict[str, Any]:
+    async def _member_json(
+        self, series_id: str, scorer: LoadedModel | Statistics | AppError, body: Any, turns: Turns
+    ) -> bytes:
+        """The prediction for one series of several, or its error."""
         try:
             check_series_id(series_id)
             if isinstance(body, dict) and body.keys() == {"data"}:
-                return await self.predict_batch(series_id, None, body["data"])
-            return await self.predict_one(series_id, None, body)
+                values = (await self.read_points(body["data"])).values
+                return await self._batch_json(series_id, None, _usable(scorer), body["data"], values, turns)
+            if not _is_point(body):
+                read_points([body], min_points=1, max_points=1)
+            return orjson.dumps(self._predict_one(series_id, None, _usable(scorer), body))
         except AppError as error:
-            return {"error": {"code": error.code, "message": error.message, "details": error.details}}
+            return orjson.dumps({"error": {"code": error.code, "message": error.message, "details": error.details}})
+
+    async def _scorers(self, series: list[str]) -> dict[str, LoadedModel | Statistics | AppError]:
+        """By series, what scores its points, or why nothing can; what is not in memory is loaded all at once."""
+        found: dict[str, LoadedModel | Statistics | AppError] = {}
+        missing = []
+        for series_id in series:
+            if loaded := self._cache.peek(series_id, None):
+                found[series_id] = loaded
+            else:
+                missing.append(series_id)
+
+        async def load(series_id: str) -> LoadedModel | Statistics | AppError:
+            try:
+                check_series_id(series_id)
+                return await self._scorer(series_id, None)
+            except AppError as error:
+                return error
+
+        return found | dict(zip(missing, await asyncio.gather(*map(load, missing)), strict=True))
 
     async def _scorer(self, series_id: str, version: int | None) -> LoadedModel | Statistics:
         """What is not in memory: the model, loaded now, or else what is known of it."""
@@ -258,7 +350,7 @@ def parse_version(text: str | None) -> int | None:
     """
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
+    if not re.fullmatch(VERSION_PATTERN.strip("^$"), text):
         raise AppError(
             ErrorCode.INVALID_VERSION, f"a version is a positive whole number, not {text[:50]!r}", status=422
         )
@@ -300,4 +392,15 @@ def _scored(data: list[dict[str, Any]], found: Scores, start: int, end: int) -> 
 
 
 def _is_batch(body: Any) -> bool:
-    return isinstance(body, Mapping) and isinstance(body.get("data"), list)
+    return isinstance(body, dict) and isinstance(body.get("data"), list)
+
+
+def _usable(scorer: LoadedModel | Statistics | AppError) -> LoadedModel | Statistics:
+    """What scores points.
+
+    Raises:
+        AppError: there is nothing; a new error, since one that is raised again collects tracebacks.
+    """
+    if isinstance(scorer, AppError):
+        raise AppError(scorer.code, scorer.message, scorer.details)
+    return scorer

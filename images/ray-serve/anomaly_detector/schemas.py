@@ -98,6 +98,36 @@ class DriftThresholds(BaseModel):
     major: float
 
 
+class Health(BaseModel):
+    """Whether what the replica depends on answers."""
+
+    model_config = ConfigDict(extra="allow")
+
+    status: Literal["healthy", "degraded"]
+    dependencies: dict[str, dict[str, Any]] = Field(description="by name: `status`, `latency_ms` and `circuit`")
+
+
+class Warmed(BaseModel):
+    """What is in memory once the model of a series is loaded."""
+
+    model_version: int
+    replica: str = Field(description="where")
+
+
+class WarmAnswer(BaseModel):
+    """By series, what is in memory now, or why it is not."""
+
+    results: dict[str, Warmed | MemberError]
+
+
+class Evicted(BaseModel):
+    """What was dropped."""
+
+    series_id: str
+    evicted: int = Field(description="models in memory that were dropped, of all replicas")
+    unreachable: list[str] = Field(description="replicas that did not answer, and may have it still")
+
+
 class CacheState(BaseModel):
     """What the replicas have in memory. Numbers outside of `replicas` are sums over them."""
 

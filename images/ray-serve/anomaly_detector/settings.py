@@ -41,6 +41,11 @@ class InferenceSettings(ServiceSettings):
     model_cache_negative_seconds: float = Field(
         default=2, ge=0, description="how long it is remembered that a series has no model"
     )
+    model_cache_warm_models: int = Field(
+        default=1000,
+        ge=0,
+        description="how many of the models used most are loaded when a replica starts; 0 loads none",
+    )
     model_disk_directory: Path = Path(tempfile.gettempdir()) / "models"
     model_disk_max_bytes: int = Field(default=1024**3, ge=0, description="0 keeps no model on the disk")
     batch_max_points: int = Field(default=32_768, gt=0)

@@ -22,7 +22,7 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def json_body(model: type[Any], examples: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def json_body(model: type[Any], examples: Mapping[str, Any]) -> dict[str, Any]:
     """OpenAPI description of a body that the route reads by itself.
 
     Args:
@@ -31,10 +31,8 @@ def json_body(model: type[Any], examples: Mapping[str, Any] | None = None) -> di
     """
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     schema.pop("$defs", None)
-    content: dict[str, Any] = {"schema": schema}
-    if examples:
-        content["examples"] = {name: {"value": value} for name, value in examples.items()}
-    return {"requestBody": {"required": True, "content": {_JSON: content}}}
+    shown = {name: {"value": value} for name, value in examples.items()}
+    return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema, "examples": shown}}}}
 
 
 def json_answer(content: Any, status: int = 200) -> Response:

@@ -25,6 +25,7 @@ from anomaly_detection.contracts import (
     JobPage,
     JobStatus,
 )
+from anomaly_detection.docs import documented_app
 from anomaly_detection.errors import (
     AppError,
     DependencyUnavailableError,
@@ -88,13 +89,12 @@ def create_app(services: Services, settings: TrainingApiSettings) -> FastAPI:
         yield
         await services.stop()
 
-    app = FastAPI(
+    app = documented_app(
         title="Training API",
         version="1",
         description="Takes time series to learn from and tells what became of them. "
         "Every error has the same envelope; every answer carries the `X-Request-ID` it was given or got.",
         lifespan=lifespan,
-        redoc_url=None,
         responses={500: {"model": ErrorEnvelope, "description": "An unexpected error."}},
     )
     install_error_handlers(app)
