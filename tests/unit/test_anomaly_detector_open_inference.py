@@ -133,6 +133,7 @@ async def test_the_fallback_says_that_it_answers(world: World, blobs: list[bytes
         (b"[]", "`body`"),
         (tensor([1.0]) | {"input": 1}, "`body`"),
         (tensor([1.0]) | {"id": 7}, "`id`"),
+        (tensor([1.0]) | {"parameters": [None]}, "`parameters`"),
         ({"inputs": []}, "`inputs`"),
         ({"inputs": tensor([1.0])["inputs"] * 2}, "`inputs`"),
         (tensor([1.0], name="x"), "`inputs[0].name`"),

@@ -284,6 +284,8 @@ async def _read(body: Any, predictor: Predictor) -> _Inference:
     identity, inputs = body.get("id"), body.get("inputs")
     if not isinstance(identity, str | None):
         raise _bad("id", "must be a string")
+    if not isinstance(body.get("parameters"), dict | None):
+        raise _bad("parameters", "must be an object")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise _bad("inputs", "must be a list of one tensor, `value`")
     wanted = _wanted(body.get("outputs"))
