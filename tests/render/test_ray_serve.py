@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import tomllib
 from typing import Any
 
@@ -90,13 +92,16 @@ def test_the_application_writes_its_own_access_log(config: Any) -> None:
     assert config["logging_config"] == {"log_level": "WARNING", "enable_access_log": False}
 
 
-def test_replicas_take_more_than_they_are_scaled_for(config: Any) -> None:
-    """Otherwise requests wait in HAProxy, where the autoscaler does not see them, and no replica is added."""
+def test_replicas_are_added_before_they_use_what_each_reserves(config: Any) -> None:
     for deployment in config["applications"][0]["deployments"]:
         if "autoscaling_config" in deployment:
             scaling = deployment["autoscaling_config"]
             assert 1 <= scaling["min_replicas"] <= scaling["max_replicas"] <= 100
-            assert 10 <= scaling["target_ongoing_requests"] <= deployment["max_ongoing_requests"] / 2
+            module, _, name = scaling["policy"]["policy_function"].partition(":")
+            policy = getattr(importlib.import_module(module), name)
+            inspect.signature(policy).bind(**scaling["policy"]["policy_kwargs"])
+            reserved = deployment["ray_actor_options"]["num_cpus"]
+            assert reserved / 2 <= scaling["policy"]["policy_kwargs"]["target"] < reserved
             assert "num_replicas" not in deployment, "Serve refuses both"
         else:
             assert 1 <= deployment["num_replicas"] <= 100
