@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -32,16 +35,20 @@ for process in pathlib.Path("/proc").glob("[0-9]*"):
 @pytest.fixture(scope="module")
 def replicas(system: System) -> Iterator[set[str]]:
     """The names of the replicas, once there are three that answer; afterwards there are as many as before."""
-    before = system.values()
-    values = yaml.safe_load(before) or {}
-    values.setdefault("ray-serve", {})["serve"] = {
-        **values.get("ray-serve", {}).get("serve", {}),
-        "replicas": REPLICAS,
-        "autoscaling": {"enabled": False},
-    }
-    try:
-        system.upgrade(yaml.safe_dump(values))
+    with serving(system, replicas=REPLICAS, autoscaling={"enabled": False}):
         yield wait_for(lambda: answering(system, REPLICAS), f"{REPLICAS} replicas to answer", 180)
+
+
+@contextmanager
+def serving(system: System, **values: Any) -> Iterator[None]:
+    """While these values of `serve` hold."""
+    before = system.values()
+    changed = yaml.safe_load(before) or {}
+    serve = changed.setdefault("ray-serve", {}).setdefault("serve", {})
+    serve.update(values)
+    try:
+        system.upgrade(yaml.safe_dump(changed))
+        yield
     finally:
         system.upgrade(before)
 
@@ -64,6 +71,29 @@ def owners(system: System, series: list[str]) -> dict[str, str]:
         assert answer.status_code == 422, f"{answer.status_code} {answer.text}"
         found[name] = answer.headers["X-Replica"]
     return found
+
+
+def test_replicas_follow_the_load(system: System) -> None:
+    """A second one comes while the first uses more CPU than it is meant to."""
+    series = unique("loaded")
+    system.model(series, seed=60)
+    body = {"data": points(8000, seed=61)}
+    enough = threading.Event()
+
+    def load() -> None:
+        while not enough.is_set():
+            assert system.inference.request("POST", f"/predict/{series}/batch", json=body).status_code == 200
+
+    scaling = {"enabled": True, "minReplicas": 1, "maxReplicas": 2, "targetCpuUtilization": 20}
+    with serving(system, autoscaling=scaling), ThreadPoolExecutor(2) as threads:
+        answering(system, 1)
+        loads = [threads.submit(load) for _ in range(2)]
+        try:
+            wait_for(lambda: answering(system, 2), "a second replica", 180)
+        finally:
+            enough.set()
+        for each in loads:
+            each.result()
 
 
 def test_every_route_of_a_series_leads_to_one_replica(system: System, replicas: set[str]) -> None:
