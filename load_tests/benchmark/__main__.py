@@ -24,6 +24,8 @@ FITTED, COPIED = "bench_fit_", "bench_copy_"
 SIZES = (10, 100, 1_000, 10_000, 25_000)
 REPLICAS = (1, 2, 4)
 REPLICA_MODELS = 1_000
+FIT_STAGES = ("queued_s", "load_s", "fit_s", "register_s")
+"""Of a job, in the order they come in."""
 OPEN_RATES = (333, 2_000)
 GROWN = {
     "modelCache__maxBytes": 2_600_000_000,
@@ -95,8 +97,11 @@ class Benchmark:
 
     def _fits_to_served(self) -> None:
         for points, count, prefix in ((1_000, self._fits, FITTED), (100_000, self._long_fits, "bench_long_")):
-            seconds = [self._system.fit(f"{prefix}{number}", points, self._generator) for number in range(count)]
-            self._percentiles(f"fit of {points:,} points to served", "s", seconds)
+            fits = [self._system.fit(f"{prefix}{number}", points, self._generator) for number in range(count)]
+            self._percentiles(f"fit of {points:,} points to served", "s", [served for served, _ in fits])
+            for stage_name in FIT_STAGES:
+                durations = [stages[stage_name] for _, stages in fits]
+                self._percentiles(f"fit of {points:,} points, {stage_name.removesuffix('_s')}", "s", durations)
 
     def _points(self) -> None:
         values = self._generator.normal(size=BATCH_POINTS).tolist()

@@ -55,8 +55,11 @@ class System:
         self.inference = inference
         self.http = httpx.Client(timeout=60, trust_env=False)
 
-    def fit(self, series_id: str, points: int, generator: np.random.Generator) -> float:
-        """Fit a random series; seconds from sending it to the first answer by its model.
+    def fit(self, series_id: str, points: int, generator: np.random.Generator) -> tuple[float, dict[str, float]]:
+        """Fit a random series.
+
+        Returns:
+            Seconds from sending it to the first answer by its model, and the durations that the job tells.
 
         Raises:
             console.Failure: the fit is refused or fails.
@@ -82,7 +85,7 @@ class System:
         while True:
             served = self.http.post(f"{self.inference}/predict/{series_id}", json=data[0])
             if served.status_code == httpx.codes.OK and served.json()["model_version"] >= job["model_version"]:
-                return time.perf_counter() - start
+                return time.perf_counter() - start, job["durations"]
             if time.perf_counter() - start > _FIT_SECONDS:
                 raise console.Failure(f"{series_id} is not served: {served.text[:300]}", "look at the replica's log")
             time.sleep(0.01)
