@@ -151,39 +151,6 @@ def test_replicas_share_the_limit_of_a_series(system: System, series: str) -> No
         assert statuses == [202] * LIMIT + [429] * LIMIT
 
 
-@pytest.fixture(scope="module")
-def other_limits(system: System) -> Iterator[None]:
-    """The release with a second for each fit and no limit that a test would meet; afterwards it is as before."""
-    before = system.values()
-    values = yaml.safe_load(before) or {}
-    values.setdefault("training-worker", {})["fitTimeoutSeconds"] = 1
-    values.setdefault("training-api", {}).setdefault("limits", {})["fitRate"] = 100
-    try:
-        system.upgrade(yaml.safe_dump(values))
-        yield
-    finally:
-        system.upgrade(before)
-
-
-def test_a_fit_that_takes_too_long_fails_and_the_worker_goes_on(
-    system: System, series: str, other_limits: None
-) -> None:
-    worker = system.pod("training-worker")
-    job = system.finished(system.fit(series, points(100_000), parameters=LONG))
-    assert (job["status"], job["attempts"], job["model_version"]) == ("failed", 1, None)
-    assert job["error"] == {
-        "code": "TRAINING_FAILED",
-        "message": "the fit took longer than the 1 s allowed: take fewer trees, points per tree or points",
-    }
-    again = system.succeeded(system.fit(series, points(300), parameters=QUICK))
-    assert (again["attempts"], again["model_version"]) == (1, 1)
-    after = system.pod("training-worker")
-    assert after["metadata"]["uid"] == worker["metadata"]["uid"]
-    assert [status["restartCount"] for status in after["status"]["containerStatuses"]] == [
-        status["restartCount"] for status in worker["status"]["containerStatuses"]
-    ]
-
-
 @contextmanager
 def artifacts(system: System) -> Iterator[S3Store]:
     """The bucket of the models, as the tracking server reaches it."""
@@ -199,43 +166,79 @@ def artifacts(system: System) -> Iterator[S3Store]:
         )
 
 
-def test_the_last_versions_stay_and_older_ones_go_with_their_runs_and_files(
-    system: System, series: str, other_limits: None
-) -> None:
-    """Counted in the registry and in the bucket themselves."""
-    runs, folders, total = [], [], KEPT + 2
-    for version in range(1, total + 1):
-        job = system.succeeded(system.fit(series, points(120, seed=version), parameters=QUICK))
-        assert job["model_version"] == version
-        runs.append(job["mlflow_run_id"])
-        tags = system.training.request("GET", f"/models/{series}/versions/{version}").json()["tags"]
-        folders.append(tags["blob_key"].rpartition("/")[0])
-    gone = total - KEPT
-    expected = list(range(total, gone, -1))
+class TestOtherLimits:
+    """A second for each fit, and no rate that a test would meet."""
 
-    def versions() -> list[int]:
-        query = f"/api/2.0/mlflow/model-versions/search?filter=name%3D%27model_od_{series}%27"
-        found = system.mlflow.request("GET", query).json()["model_versions"]
-        return sorted((int(each["version"]) for each in found), reverse=True)
+    @pytest.fixture(scope="class")
+    def other_limits(self, system: System) -> Iterator[None]:
+        """The release with a second for each fit and no limit that a test would meet; afterwards it is as before."""
+        before = system.values()
+        values = yaml.safe_load(before) or {}
+        values.setdefault("training-worker", {})["fitTimeoutSeconds"] = 1
+        values.setdefault("training-api", {}).setdefault("limits", {})["fitRate"] = 100
+        try:
+            system.upgrade(yaml.safe_dump(values))
+            yield
+        finally:
+            system.upgrade(before)
 
-    def pruned() -> bool:
-        # The worker does it after the job has succeeded.
-        assert versions() == expected, versions()
-        return True
+    def test_a_fit_that_takes_too_long_fails_and_the_worker_goes_on(
+        self, system: System, series: str, other_limits: None
+    ) -> None:
+        worker = system.pod("training-worker")
+        job = system.finished(system.fit(series, points(100_000), parameters=LONG))
+        assert (job["status"], job["attempts"], job["model_version"]) == ("failed", 1, None)
+        assert job["error"] == {
+            "code": "TRAINING_FAILED",
+            "message": "the fit took longer than the 1 s allowed: take fewer trees, points per tree or points",
+        }
+        again = system.succeeded(system.fit(series, points(300), parameters=QUICK))
+        assert (again["attempts"], again["model_version"]) == (1, 1)
+        after = system.pod("training-worker")
+        assert after["metadata"]["uid"] == worker["metadata"]["uid"]
+        assert [status["restartCount"] for status in after["status"]["containerStatuses"]] == [
+            status["restartCount"] for status in worker["status"]["containerStatuses"]
+        ]
 
-    wait_for(pruned, "the oldest versions to go", 30)
-    stages = [
-        system.mlflow.request("GET", f"/api/2.0/mlflow/runs/get?run_id={run}").json()["run"]["info"]["lifecycle_stage"]
-        for run in runs
-    ]
-    assert stages == ["deleted"] * gone + ["active"] * KEPT
-    with artifacts(system) as bucket:
-        files = [[each["path"] for each in bucket.list(prefix=folder).collect()] for folder in folders]
-    assert files[:gone] == [[]] * gone
-    assert all(f"{folder}/model.ads" in found for folder, found in zip(folders[gone:], files[gone:], strict=True))
-    listed = system.training.request("GET", f"/models/{series}/versions").json()["versions"]
-    assert [each["version"] for each in listed] == expected
-    system.served(series, total)
+    def test_the_last_versions_stay_and_older_ones_go_with_their_runs_and_files(
+        self, system: System, series: str, other_limits: None
+    ) -> None:
+        """Counted in the registry and in the bucket themselves."""
+        runs, folders, total = [], [], KEPT + 2
+        for version in range(1, total + 1):
+            job = system.succeeded(system.fit(series, points(120, seed=version), parameters=QUICK))
+            assert job["model_version"] == version
+            runs.append(job["mlflow_run_id"])
+            tags = system.training.request("GET", f"/models/{series}/versions/{version}").json()["tags"]
+            folders.append(tags["blob_key"].rpartition("/")[0])
+        gone = total - KEPT
+        expected = list(range(total, gone, -1))
+
+        def versions() -> list[int]:
+            query = f"/api/2.0/mlflow/model-versions/search?filter=name%3D%27model_od_{series}%27"
+            found = system.mlflow.request("GET", query).json()["model_versions"]
+            return sorted((int(each["version"]) for each in found), reverse=True)
+
+        def pruned() -> bool:
+            # The worker does it after the job has succeeded.
+            assert versions() == expected, versions()
+            return True
+
+        wait_for(pruned, "the oldest versions to go", 30)
+        stages = [
+            system.mlflow.request("GET", f"/api/2.0/mlflow/runs/get?run_id={run}").json()["run"]["info"][
+                "lifecycle_stage"
+            ]
+            for run in runs
+        ]
+        assert stages == ["deleted"] * gone + ["active"] * KEPT
+        with artifacts(system) as bucket:
+            files = [[each["path"] for each in bucket.list(prefix=folder).collect()] for folder in folders]
+        assert files[:gone] == [[]] * gone
+        assert all(f"{folder}/model.ads" in found for folder, found in zip(folders[gone:], files[gone:], strict=True))
+        listed = system.training.request("GET", f"/models/{series}/versions").json()["versions"]
+        assert [each["version"] for each in listed] == expected
+        system.served(series, total)
 
 
 def unavailable(answer: httpx.Response) -> None:
