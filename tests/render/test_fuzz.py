@@ -7,6 +7,7 @@ run, unless `FUZZ_SEED` names another seed, 0 for a random one.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -93,11 +94,10 @@ def _of_kind(kind: str, schema: Mapping[str, Any], definitions: Mapping[str, Any
             low, high = schema.get("minimum", -(10**6)), schema.get("maximum", 2**40)
             return st.one_of(st.integers(low, high), st.sampled_from([low, high]))
         case "number":
+            least, most = schema.get("minimum", 0), schema.get("maximum", 1000)
             return st.one_of(
-                st.integers(schema.get("minimum", 0), schema.get("maximum", 1000)),
-                st.floats(schema.get("minimum", 0), schema.get("maximum", 1000), allow_nan=False).map(
-                    lambda number: round(number, 3)
-                ),
+                st.integers(math.ceil(least), math.floor(most)),
+                st.floats(least, most, allow_nan=False).map(lambda number: round(number, 3)),
             ).filter(_accepts(schema, definitions))
         case "string":
             return _texts(schema)
