@@ -425,7 +425,10 @@ class _Search:
         role = self.manifest["roleRef"]
         yield from self._named("roleRef", role["kind"], role["name"])
         for index, subject in enumerate(self.manifest.get("subjects") or []):
-            if subject["kind"] == "ServiceAccount" and not self._elsewhere(subject.get("namespace")):
+            if subject["kind"] not in ("ServiceAccount", "User", "Group"):
+                problem = f"a {subject['kind']} has no rights"
+                yield self._reference(f"subjects[{index}].kind", [], problem)
+            elif subject["kind"] == "ServiceAccount" and not self._elsewhere(subject.get("namespace")):
                 yield from self._named(f"subjects[{index}]", "ServiceAccount", subject["name"])
 
     def _ingress(self) -> Iterator[Reference]:

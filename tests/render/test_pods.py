@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from itertools import pairwise
 
-from chart_harness import Container, Exemptions, Manifest, Pod, quantity, restricted
+from chart_harness import Chart, Container, Exemptions, Manifest, Pod, quantity, restricted
+from chart_harness.objects import load_yaml
 
 IMAGE = re.compile(
     r"(?P<name>[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+)"
@@ -60,6 +61,14 @@ def test_images_are_pinned(container: Container) -> None:
     assert match, f"{container.id}: «{reference}» is not a full image reference (registry/name:tag)"
     assert match["digest"] or match["tag"], f"{container.id}: {reference} has no tag"
     assert match["tag"] not in ("latest", "stable", "main"), f"{container.id}: the tag of {reference} moves"
+
+
+def test_images_of_ours_carry_the_charts_version_and_others_their_own(container: Container, chart: Chart) -> None:
+    match = IMAGE.fullmatch(container.spec["image"])
+    assert match
+    ours = re.search(r"(^|/)ads/[^/]+$", match["name"]) is not None
+    if match["tag"]:
+        assert (match["tag"] == load_yaml(chart.read("Chart.yaml"))["appVersion"]) is ours, container.spec["image"]
 
 
 def test_pods_get_no_service_variables(pod: Pod, exemptions: Exemptions) -> None:

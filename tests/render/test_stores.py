@@ -74,6 +74,19 @@ def test_postgresql_listens_where_its_clients_ask(manifests: Manifests, postgres
     assert mounted(container, f"{postgresql['unix_socket_directories']}/.s.PGSQL.5432"), "the root is read-only"
 
 
+def test_postgresql_asks_everyone_for_a_password_but_who_prepares_it(manifests: Manifests) -> None:
+    """Before it listens, the preparation connects as the administrator through the socket, where nobody else is."""
+    store(manifests, "postgresql-mlflow")
+    files = manifests.one("ConfigMap", "postgresql-mlflow").at("data")
+    rules, preparation = (
+        [line.split() for line in files[name].splitlines() if line and not line.startswith("#")]
+        for name in ("pg_hba.conf", "pg_hba_preparation.conf")
+    )
+    assert {kind for kind, *_ in rules} == {"local", "host"}
+    assert {method for *_, method in rules} == {"scram-sha-256"}
+    assert preparation == [["local", "all", "postgres", "trust"]]
+
+
 def test_postgresql_hashes_passwords_and_needs_no_shared_memory_of_the_node(postgresql: dict[str, str]) -> None:
     """A container has 64 MB of /dev/shm, which a parallel query soon fills: it fails with «no space left on device»."""
     assert postgresql["password_encryption"] == "scram-sha-256"

@@ -109,6 +109,11 @@ def test_an_optional_reference_may_lead_nowhere() -> None:
         ("kind: PodDisruptionBudget\nmetadata: {name: a}\nspec: {selector: {matchLabels: {app: b}}}",
          "no pod carries app=b"),
         ("kind: RoleBinding\nmetadata: {name: a}\nroleRef: {kind: Role, name: b}", "roleRef: there is no Role b"),
+        (
+            ("kind: RoleBinding\nmetadata: {name: a}\nroleRef: {kind: Role, name: a}\n"
+            "subjects: [{kind: ConfigMap, name: a}]"),
+            "subjects[0].kind: a ConfigMap has no rights",
+        ),
         ("kind: Ingress\nmetadata: {name: a}\nspec: {rules: [{http: {paths: [{backend: {service: {name: b}}}]}}]}",
          "there is no Service b"),
     ],
