@@ -102,8 +102,7 @@ class Worker:
         """Leave out what cannot notice, and begin with what noticed most so far."""
         chosen = []
         for item in items:
-            names = getattr(item, "fixturenames", ())
-            swept = any(name in names for name in SWEPT)
+            swept = _swept(item)
             if item.get_closest_marker("sources") is None and (swept or self.with_unswept):
                 chosen.append(((-self.kills[_function(item.nodeid)], not swept), item))
         items[:] = [item for _, item in sorted(chosen, key=lambda pair: pair[0])]
@@ -260,6 +259,9 @@ class Worker:
             items = [item for module in self.modules for item in _items(module)]
         except Exception as error:  # as pytest does: what cannot be collected is an error, and so a failure
             return f"the collection: {error!r}"
+        for item in items:
+            if item.nodeid.endswith("[NOTSET]") and not _swept(item):
+                return f"{item.nodeid}: what it is parametrized with is used up by the first collection: make it a list"
         self._forget_fixtures(next(item._request for item in items if isinstance(item, pytest.Function)))
         session.config.hook.pytest_collection_modifyitems(session=session, config=session.config, items=items)
         for index, item in enumerate(items):
@@ -282,6 +284,11 @@ def _items(collector: pytest.Collector) -> Iterator[pytest.Item]:
             yield from _items(node)
         elif isinstance(node, pytest.Item):
             yield node
+
+
+def _swept(item: pytest.Item) -> bool:
+    names = getattr(item, "fixturenames", ())
+    return any(name in names for name in SWEPT)
 
 
 def _function(nodeid: str) -> str:

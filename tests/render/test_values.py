@@ -153,7 +153,7 @@ def bad_values() -> Iterator[Any]:
             yield from (pytest.param(values, entry, id=f"{kind}-{json.dumps(entry['values'])}") for entry in members)
 
 
-@pytest.mark.parametrize(("values", "bad"), bad_values())
+@pytest.mark.parametrize(("values", "bad"), list(bad_values()))
 def test_a_bad_value_is_refused_by_name(
     values: dict[str, Any], bad: dict[str, Any], chart: Chart, renderer: Renderer
 ) -> None:
