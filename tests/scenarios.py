@@ -107,6 +107,8 @@ FEATURES: dict[str, Mapping[str, Any]] = {
 }  # fmt: skip
 """Features that no values file uses, as values over the defaults: each is held to every property like a file."""
 
+NUMBER = "1"
+"""A name that YAML would read as a number."""
 DIGEST = "sha256:" + 64 * "a"
 RULE = {"ports": [{"port": 7777, "protocol": "TCP"}]}
 
@@ -127,12 +129,12 @@ BRANCHES: dict[str, Mapping[str, Any]] = {
             "server": {"image": {"digest": DIGEST}},
             "postgresql": {
                 "image": {"digest": DIGEST},
-                "persistence": {"storageClassName": "fast"},
+                "persistence": {"storageClassName": NUMBER},
                 "configuration": dict.fromkeys(
                     ("shared_buffers", "effective_cache_size", "log_min_duration_statement")
                 ),
             },
-            "objectStore": {"minio": {"image": {"digest": DIGEST}}, "persistence": {"storageClassName": "fast"}},
+            "objectStore": {"minio": {"image": {"digest": DIGEST}}, "persistence": {"storageClassName": NUMBER}},
         },
     },
     "pull-secrets": {
@@ -147,11 +149,14 @@ BRANCHES: dict[str, Mapping[str, Any]] = {
         },
         "rabbitmq": {
             "configuration": {"heartbeat": "30", "channel_max": "64"},
-            "persistence": {"storageClassName": "fast"},
+            "persistence": {"storageClassName": NUMBER},
         },
     },
     "external-broker": {
-        "global": {"broker": {"host": "mq.example.com"}, "secrets": {"broker": {"existingSecret": "own-broker"}}},
+        "global": {
+            "broker": {"host": "mq.example.com", "vhost": NUMBER},
+            "secrets": {"broker": {"existingSecret": "own-broker"}},
+        },
         "rabbitmq": {"enabled": False},
         "training-api": {"strategy": {"type": "Recreate", "rollingUpdate": None}},
         "training-worker": {"autoscaling": {"type": "keda"}},

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from chart_harness import Chart, Container, Manifest, Manifests, Pod
 from chart_harness.objects import load_yaml
-from scenarios import DIGEST, MIRROR, OWN_CHOICES, POD_EXTRAS, RAY_WORKERS, RULE
+from scenarios import DIGEST, MIRROR, NUMBER, OWN_CHOICES, POD_EXTRAS, RAY_WORKERS, RULE
 
 HOOKED = ("secrets", "object-store-setup", "smoke-test")
 """Pods of the tools image, which no Service leads to."""
@@ -141,15 +141,15 @@ def test_budgets_and_policies_can_be_switched_off(renderings: list[Manifests]) -
 def test_no_storage_class_is_named_unasked(manifest: Manifest) -> None:
     """Then the cluster's own is taken; an empty name would be a volume that somebody makes by hand."""
     for claim in manifest["spec"]["volumeClaimTemplates"]:
-        assert claim["spec"].get("storageClassName", "fast") == "fast", manifest
+        assert claim["spec"].get("storageClassName", NUMBER) == NUMBER, manifest
 
 
 @pytest.mark.parametrize(
     ("scenario", "name", "expected"),
     [
-        ("digests", "minio-mlflow", "fast"),
-        ("digests", "postgresql-mlflow", "fast"),
-        ("pull-secrets", "rabbitmq", "fast"),
+        ("digests", "minio-mlflow", NUMBER),
+        ("digests", "postgresql-mlflow", NUMBER),
+        ("pull-secrets", "rabbitmq", NUMBER),
         ("defaults", "minio-mlflow", None),
         ("defaults", "postgresql-mlflow", None),
         ("defaults", "rabbitmq", None),
