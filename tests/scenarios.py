@@ -93,6 +93,20 @@ def placed(values: Mapping[str, Any], *places: str) -> dict[str, Any]:
     return result
 
 
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Values over values as helm puts them: maps key by key, and null takes a key away."""
+    result = dict(below)
+    for key, value in above.items():
+        under = result.get(key)
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(under, Mapping) and isinstance(value, Mapping):
+            result[key] = merged(under, value)
+        else:
+            result[key] = value
+    return result
+
+
 FEATURES: dict[str, Mapping[str, Any]] = {
     "all-external": EXTERNAL,
     "existing-secrets": {"global": {"secrets": OWN_SECRETS}},

@@ -322,7 +322,7 @@ def measure(setup: Setup, renderer: Renderer, engine: Engine, exempt: Mapping[st
 
 
 def scenarios_by_line(setup: Setup, engine: Engine) -> dict[tuple[str, int], list[str]]:
-    """Template and line -> the scenarios that pass the line, for lines inside of a block.
+    """Template and line -> the scenarios and refusals that pass the line, for lines inside of a block.
 
     A line with the beginning or the end of a block belongs to what is around the block, since changing it can change
     whether the block is entered.
@@ -330,7 +330,7 @@ def scenarios_by_line(setup: Setup, engine: Engine) -> dict[tuple[str, int], lis
     chart = Chart(setup.chart)
     passed_by: dict[tuple[str, int, str], list[str]] = {}
     with _Marked(chart) as marked:
-        for scenario in setup.scenarios:
+        for scenario in [*setup.scenarios, *setup.refusals]:
             _, _, passed = engine.render(marked.path, scenario)
             # A loop's mark stands for its body; the branches of its elements are known only at its end.
             for mark in {marked.marks[name] for name in passed if marked.marks[name].kind in ("branch", "element")}:

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chart_harness.objects import Manifest, Manifests
 from chart_harness.render import Chart, HelmError, Renderer, Scenario, readable_error
 
 SOURCES = Path(__file__).with_name("engine")
@@ -83,7 +82,7 @@ class Engine:
 
 
 class EngineRenderer(Renderer):
-    """A renderer that asks an engine, keeps its answers in memory alone, and parses no document twice.
+    """A renderer that asks an engine and keeps its answers in memory alone; it does not look for template lines.
 
     Args:
         helm: the helm program, for tests that call it for something else than `template`.
@@ -93,21 +92,6 @@ class EngineRenderer(Renderer):
     def __init__(self, helm: Path, engine: Engine) -> None:
         super().__init__(helm, helm.parent)
         self.engine = engine
-        self._documents: dict[tuple[str, str], list[Manifest]] = {}
-
-    def render(self, chart: Chart, scenario: Scenario) -> Manifests:
-        """The objects of a chart in a scenario; an object whose text was seen in that scenario is the same object."""
-        key = (self.key(chart, scenario), scenario.name)
-        if key not in self._parsed:
-            text = self.text(chart, scenario)
-            found: list[Manifest] = []
-            for document in documents(text):
-                known = (scenario.name, document)
-                if known not in self._documents:
-                    self._documents[known] = list(Manifests.parse(document, scenario.name))
-                found += self._documents[known]
-            self._parsed[key] = Manifests(found, text, scenario.name)
-        return self._parsed[key]
 
     def text(self, chart: Chart, scenario: Scenario, *, fresh: bool = False) -> str:
         """What `helm template` prints; raises `HelmError`."""
@@ -120,14 +104,11 @@ class EngineRenderer(Renderer):
             raise self.refusal(chart, scenario, error)
         return output
 
+    def _origins(self, chart: Chart, scenario: Scenario) -> None:
+        """None: a marked rendering for every mutant that is killed would take longer than all the rest."""
+
     def prune(self) -> None:
         """Nothing is kept on disk."""
-
-
-def documents(text: str) -> list[str]:
-    """The documents of a rendering, each with the separator that begins it."""
-    parts = text.split("\n---\n")
-    return [part if index == 0 else f"---\n{part}" for index, part in enumerate(parts)]
 
 
 def build(cache: Path) -> Path:

@@ -113,12 +113,12 @@ class Trial:
         return tree
 
     def likely(self, engine: Engine) -> Callable[[Mutant], list[str]]:
-        """Which scenarios to render for a mutant, in this order.
+        """Which scenarios and refusals to render for a mutant, in this order.
 
         For a line of a template those that take the branch it stands in, for a values file those that read it.
         """
         by_line = scenarios_by_line(self.setup, engine)
-        names = [scenario.name for scenario in self.setup.scenarios]
+        names = [scenario.name for scenario in [*self.setup.scenarios, *self.setup.refusals]]
         readers: dict[str, list[str]] = {}
         for scenario in self.setup.scenarios:
             for file in scenario.values:
@@ -169,7 +169,7 @@ class _Process:
         self.log = (trial.folder / f"worker-{number}.log").open("w")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pytest", str(trial.suite), "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
-             "-p", "chart_harness.mutation_worker"],
+             "--assert=plain", "--tb=native", "-p", "chart_harness.mutation_worker"],
             cwd=self.tree,
             env={**_environment(self.tree), "CHART_HARNESS_MUTATION": f"{questions},{answers}"},
             pass_fds=(questions, answers), stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT,
@@ -180,9 +180,9 @@ class _Process:
         self.answering = os.fdopen(answering, "r")
         self.mutant: Mutant | None = None
 
-    def ask(self, mutant: Mutant | None, scenarios: Sequence[str] = ()) -> None:
+    def ask(self, mutant: Mutant, scenarios: Sequence[str]) -> None:
         self.mutant = mutant
-        question = {"mutant": asdict(mutant) if mutant else None, "scenarios": list(scenarios)}
+        question = {"mutant": asdict(mutant), "scenarios": list(scenarios)}
         self.asking.write(json.dumps(question) + "\n")
         self.asking.flush()
 
@@ -204,16 +204,13 @@ class _Process:
         self.log.close()
 
 
-def try_mutants(
-    trial: Trial, todo: Sequence[Mutant], *, workers: int, check: bool, say: Callable[[str], None]
-) -> Iterator[Result]:
+def try_mutants(trial: Trial, todo: Sequence[Mutant], *, workers: int, say: Callable[[str], None]) -> Iterator[Result]:
     """Try mutants in parallel; the results come as they are known.
 
     Args:
         trial: the suite.
         todo: the mutants.
         workers: processes.
-        check: whether to run the whole suite without a mutant first.
         say: takes a line about the progress.
 
     Raises:
@@ -221,26 +218,19 @@ def try_mutants(
     """
     if not todo:
         return
-    engine = Engine(build(cache_folder()))
-    try:
-        likely = trial.likely(engine)
-    finally:
-        engine.stop()
     waiting = list(reversed(todo))
+    engine = Engine(build(cache_folder()))
     processes = [_Process(trial, number) for number in range(min(workers, len(todo)))]
     try:
+        likely = trial.likely(engine)  # while the workers run the suite for the first time
+        engine.stop()
         with selectors.DefaultSelector() as selector:
-            for number, process in enumerate(processes):
+            for process in processes:
                 failure = process.answer()["failure"]
                 if failure:
                     raise HelmError(f"the suite fails without a mutant: {failure}")
-                if number == 0 and check:
-                    process.ask(None)
-                    verdict = process.answer()
-                    if verdict["status"] != "passed":
-                        raise HelmError(f"the suite fails without a mutant: {verdict['by']}")
-                    say("the suite passes without a mutant")
                 selector.register(process.answering, selectors.EVENT_READ, process)
+            say("the suite passes without a mutant")
             busy = 0
             for process in processes:
                 if waiting:
@@ -259,6 +249,7 @@ def try_mutants(
                     else:
                         busy -= 1
     finally:
+        engine.stop()
         for process in processes:
             process.stop()
 
@@ -385,7 +376,7 @@ def _fast_results(trial: Trial, todo: Sequence[Mutant], arguments: argparse.Name
     print(f"{len(todo)} mutants, {len(results)} of them known from an earlier run", flush=True)
     begun = time.monotonic()
     with state.open("a") as log:
-        for result in try_mutants(trial, left, workers=arguments.workers, check=not known, say=print):
+        for result in try_mutants(trial, left, workers=arguments.workers, say=print):
             results.append(result)
             entry = {"id": result.mutant.id, "status": result.status, "by": result.by, "seconds": result.seconds}
             log.write(json.dumps(entry) + "\n")

@@ -1,13 +1,14 @@
 """The pytest side of mutation testing: one process that collected a suite once, and forks for every mutant.
 
-It runs in a copy of the repository, whose files it changes. Rendering goes through the engine. The parent renders the
-mutated chart, scenario by scenario; for those that changed, a forked child collects what can notice and runs it up to
-the first failure:
+It runs in a copy of the repository, whose files it changes. Rendering goes through the engine. The parent runs the
+suite once, which must pass and which fills the caches that every child inherits. For a mutant it renders the chart,
+scenario by scenario; for those that changed, a forked child collects what can notice and runs it up to the first
+failure, beginning with what noticed most for its time so far:
 
 - a test of one object (`manifest`, `pod`, `container`) that asks for nothing else of the rendering, for the objects
   that changed;
 - any other swept test, for the scenarios that changed;
-- a test that sweeps nothing, always, and last.
+- a test that sweeps nothing, or asks for all renderings, when the first changed scenario did not tell.
 
 Tests marked `sources` judge the sources and not what they render; no mutant counts as killed by them.
 
@@ -17,26 +18,31 @@ variable `CHART_HARNESS_MUTATION` names: reading, writing.
 
 from __future__ import annotations
 
+import gc
+import inspect
 import json
 import os
 import resource
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TextIO
 
 import pytest
 
 from chart_harness.engine import Engine, EngineRenderer, build
-from chart_harness.objects import Manifests
+from chart_harness.objects import Container, Manifest, Manifests, Pod
 from chart_harness.plugin import SWEPT, WHOLE, Session, looks_at_its_object_alone, session_of
 from chart_harness.render import Chart, HelmError, Scenario, cache_folder, find_helm
 
 _PATIENCE = 120
 """Seconds of processor time that the tests of one mutant may take; a mutant that makes them hang is killed."""
+
+_BEST = 12
+"""Tests that are collected and run before any other: those that killed most. To collect all takes longer."""
 
 _VALUE_DEPENDENT = ("drop-quote",)
 """Operators whose mistake shows for some values only, which the tests that sweep nothing may try."""
@@ -49,10 +55,14 @@ class Worker:
         self.reading = reading
         self.writing = writing
         self.kills: Counter[str] = Counter()
+        self.tries: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.focus: Sequence[Scenario] | None = None
-        self.with_unswept = True
-        self.known: dict[str, set[int]] = {}
+        self.wanted: Callable[[pytest.Item], bool] = lambda item: True
+        self.asked_for: Callable[[str], bool] = lambda function: True
+        self.known: dict[str, set[str]] = {}
         self.failure: str | None = None
+        self.spent: defaultdict[str, float] = defaultdict(float)
         self.base: dict[str, tuple[str, str]] = {}
         self.objects: dict[str, list[Mapping[str, Any]]] = {}
         self.modules: list[pytest.Module] = []
@@ -65,6 +75,15 @@ class Worker:
         self.engine = Engine(build(cache_folder()))
         self.renderer = EngineRenderer(find_helm(session_of(config).setup.helm), self.engine)
         session_of(config)._renderer = self.renderer
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pycollect_makeitem(
+        self, collector: pytest.Collector, name: str, obj: object
+    ) -> list[pytest.Item] | None:
+        """Leave out functions that are not asked for now."""
+        if inspect.isfunction(obj) and not self.asked_for(f"{collector.nodeid}::{name}"):
+            return []
+        return None
 
     @pytest.hookimpl(wrapper=True)
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> Generator[None, None, None]:
@@ -87,7 +106,9 @@ class Worker:
     def _changed(self, harness: Session) -> Any:
         def render(scenario: Scenario) -> Manifests:
             known = self.known.get(scenario.name, set())
-            return harness.renderer.render(harness.chart, scenario).where(lambda manifest: id(manifest) not in known)
+            return harness.renderer.render(harness.chart, scenario).where(
+                lambda manifest: manifest.document not in known
+            )
 
         return render
 
@@ -99,18 +120,25 @@ class Worker:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Leave out what cannot notice, and begin with what noticed most so far."""
-        chosen = []
-        for item in items:
-            swept = _swept(item)
-            if item.get_closest_marker("sources") is None and (swept or self.with_unswept):
-                chosen.append(((-self.kills[_function(item.nodeid)], not swept), item))
-        items[:] = [item for _, item in sorted(chosen, key=lambda pair: pair[0])]
+        """Leave out what cannot notice, and begin with what noticed most so far for the time that it took."""
+        chosen = [item for item in items if item.get_closest_marker("sources") is None and self.wanted(item)]
+        items[:] = sorted(chosen, key=lambda item: -self._promise(_function(item.nodeid)))
+
+    @staticmethod
+    def _sees_one_scenario(item: pytest.Item) -> bool:
+        """Whether a test asks for a part of one scenario, and not for the renderings of the others too."""
+        return _scenario(item) is not None and "renderings" not in _fixtures(item)
+
+    def _promise(self, function: str) -> float:
+        """How many mutants a test kills in a second; of one that was not tried yet, that it is a good one."""
+        tries = self.tries[function]
+        return (self.kills[function] + 0.1) / (self.seconds[function] + 0.001 * (tries + 1))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note the first failure."""
+        """Note the first failure, and what the tests took."""
         if report.failed and self.failure is None:
             self.failure = report.nodeid
+        self.spent[_function(report.nodeid)] += report.duration
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -121,26 +149,23 @@ class Worker:
             self.base[scenario.name] = self._render(harness.chart, scenario)
         for scenario in setup.scenarios:
             rendered = harness.render(scenario)
-            self.known[scenario.name] = {id(manifest) for manifest in rendered}
+            self.known[scenario.name] = {manifest.document for manifest in rendered}
             self.objects[scenario.name] = [manifest.raw for manifest in rendered]
-        # Fills caches and makes the fixtures of the session once, for all children: the last test is told that the
-        # session follows, so that everything but the session's fixtures is torn down.
-        first = [item for item in session.items if f"[{setup.scenarios[0].name}" in item.nodeid]
-        for item, following in zip(first, [*first[1:], session], strict=True):
+        for item, following in _followed(session.items, session):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         # Collected again for every mutant: what they are parametrized with is what changes.
         self.modules = list(
             dict.fromkeys(module for item in session.items if (module := item.getparent(pytest.Module)))
         )
         self.made = [fixture for fixture in dict.fromkeys(self.made) if fixture.cached_result is not None]
+        self._learn(self.spent)
+        # What is there by now stays; a child that looked for garbage would copy all of it.
+        gc.collect()
+        gc.freeze()
         self._say({"ready": True, "failure": self.failure})
         for line in self.reading:
             question = json.loads(line)
-            if question["mutant"] is None:
-                verdict = self._whole_suite(session)
-            else:
-                verdict = self._try(session, question["mutant"], question["scenarios"])
-            self._say(verdict)
+            self._say(self._try(session, question["mutant"], question["scenarios"]))
         self.engine.stop()
         return True
 
@@ -154,27 +179,20 @@ class Worker:
         except HelmError as error:
             return "", str(error)
 
-    def _whole_suite(self, session: pytest.Session) -> dict[str, Any]:
-        """Whether the suite passes without a mutant."""
-        known, self.known = self.known, {}
-        killer = self._in_child(session, session_of(session.config).setup.scenarios, True, 3600)
-        self.known = known
-        return {"status": "killed" if killer else "passed", "by": killer or ""}
-
     def _try(self, session: pytest.Session, mutant: dict[str, Any], likely: list[str]) -> dict[str, Any]:
         file = session.config.rootpath / mutant["file"]
         source = file.read_text()
         begun = time.monotonic()
         file.write_text(source[: mutant["start"]] + mutant["replacement"] + source[mutant["end"] :])
         harness = session_of(session.config)
-        known = dict(self.renderer._answers), dict(self.renderer._parsed), dict(self.renderer._documents)
+        known = dict(self.renderer._answers), dict(self.renderer._parsed)
         try:
             _forget(harness.chart)
             verdict = self._verdict(session, harness, likely, mutant["operator"])
         finally:
             file.write_text(source)
             _forget(harness.chart)
-            self.renderer._answers, self.renderer._parsed, self.renderer._documents = known
+            self.renderer._answers, self.renderer._parsed = known
         if "::" in verdict["by"]:
             self.kills[_function(verdict["by"])] += 1
         return {**verdict, "seconds": round(time.monotonic() - begun, 2)}
@@ -199,18 +217,25 @@ class Worker:
                 other_text = True
                 continue
             changed.append(scenario)
-            if len(changed) == 1 and (killer := self._in_child(session, changed, False, _PATIENCE)):
+            if len(changed) == 1 and (killer := self._in_child(session, changed, self._sees_one_scenario)):
                 return {"status": "killed", "by": killer}
-        refused = any(self._render(harness.chart, scenario) != self.base[scenario.name] for scenario in setup.refusals)
+        refused = any(
+            self._render(harness.chart, scenario) != self.base[scenario.name]
+            for scenario in setup.refusals
+            if scenario.name in order
+        )
         if not changed and not refused and not (other_text and operator in _VALUE_DEPENDENT):
             return {"status": "no effect", "by": ""}
-        killer = self._in_child(session, changed[1:], True, _PATIENCE)
+        tried = changed[0].name if changed else None
+        killer = self._in_child(
+            session, changed, lambda item: not (self._sees_one_scenario(item) and _scenario(item) == tried)
+        )
         return {"status": "killed" if killer else "survived", "by": killer or ""}
 
     def _in_child(
-        self, session: pytest.Session, scenarios: Sequence[Scenario], with_unswept: bool, patience: int
+        self, session: pytest.Session, scenarios: Sequence[Scenario], wanted: Callable[[pytest.Item], bool]
     ) -> str | None:
-        """The first test that fails in a forked process, or None."""
+        """The first of the wanted tests that fails in a forked process, or None."""
         reading, writing = os.pipe()
         sys.stdout.flush()
         child = os.fork()
@@ -219,26 +244,35 @@ class Worker:
             try:
                 os.close(reading)
                 # Processor time, so that a busy machine kills no mutant.
-                resource.setrlimit(resource.RLIMIT_CPU, (patience, patience))
-                killer = self._run(session, scenarios, with_unswept)
-                os.write(writing, (killer or "").encode()[:4000])
+                resource.setrlimit(resource.RLIMIT_CPU, (_PATIENCE, _PATIENCE))
+                killer = self._run(session, scenarios, wanted)
+                _write(writing, {"killer": killer, "seconds": self.spent})
                 code = 0
             except BaseException as error:  # whatever it is, the parent has to hear of it
-                os.write(writing, f"not run: {error!r}".encode()[:4000])
+                _write(writing, {"error": repr(error)})
             finally:
                 os._exit(code)
         os.close(writing)
-        with os.fdopen(reading, "rb") as pipe:
-            killer = pipe.read().decode(errors="replace")
+        with os.fdopen(reading) as pipe:
+            text = pipe.read()
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             self.engine.stop()  # it may be in the middle of an answer
             if os.WTERMSIG(status) not in (signal.SIGXCPU, signal.SIGKILL):
                 raise HelmError(f"a process that ran tests was ended by signal {os.WTERMSIG(status)}")
-            return f"no answer in {patience} s"
-        if killer.startswith("not run:"):
-            raise HelmError(killer)
-        return killer or None
+            return f"no answer in {_PATIENCE} s"
+        said: dict[str, Any] = json.loads(text)
+        if "error" in said:
+            raise HelmError(f"the tests did not run: {said['error']}")
+        self._learn(said["seconds"])
+        failed: str | None = said["killer"]
+        return failed
+
+    def _learn(self, spent: Mapping[str, float]) -> None:
+        """Note which tests ran, and how long."""
+        self.tries.update(spent.keys())
+        for function, seconds in spent.items():
+            self.seconds[function] += seconds
 
     def _forget_fixtures(self, request: pytest.FixtureRequest) -> None:
         """Let fixtures that saw the rendering be made again; others are taken not to read it."""
@@ -250,25 +284,35 @@ class Worker:
             if fixture.argname not in ("chart", "renderer", "pytestconfig") and saw(fixture.argname):
                 fixture.finish(request)  # type: ignore[arg-type]  # of the request it needs the node alone
 
-    def _run(self, session: pytest.Session, scenarios: Sequence[Scenario], with_unswept: bool) -> str | None:
+    def _run(
+        self, session: pytest.Session, scenarios: Sequence[Scenario], wanted: Callable[[pytest.Item], bool]
+    ) -> str | None:
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
-        self.focus, self.with_unswept, self.failure = scenarios, with_unswept, None
-        try:
-            items = [item for module in self.modules for item in _items(module)]
-        except Exception as error:  # as pytest does: what cannot be collected is an error, and so a failure
-            return f"the collection: {error!r}"
-        for item in items:
-            if item.nodeid.endswith("[NOTSET]") and not _swept(item):
-                return f"{item.nodeid}: what it is parametrized with is used up by the first collection: make it a list"
-        self._forget_fixtures(next(item._request for item in items if isinstance(item, pytest.Function)))
-        session.config.hook.pytest_collection_modifyitems(session=session, config=session.config, items=items)
-        for index, item in enumerate(items):
-            following = items[index + 1] if index + 1 < len(items) else None
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-            if self.failure:
-                break
+        self.focus, self.wanted, self.failure = scenarios, wanted, None
+        self.spent.clear()
+        best = {function for function, _ in self.kills.most_common(_BEST)}
+        forgotten = False
+        for asked_for in (best.__contains__, lambda function: function not in best):
+            self.asked_for = asked_for
+            try:
+                items = [item for module in self.modules for item in _items(module)]
+            except Exception as error:  # as pytest does: what cannot be collected is an error, and so a failure
+                return f"the collection: {error!r}"
+            for item in items:
+                if item.nodeid.endswith("[NOTSET]") and not any(name in _fixtures(item) for name in SWEPT):
+                    return f"{item.nodeid}: its parameters are used up by the first collection: make them a list"
+            if not items:
+                continue
+            if not forgotten:
+                forgotten = True
+                self._forget_fixtures(next(item._request for item in items if isinstance(item, pytest.Function)))
+            session.config.hook.pytest_collection_modifyitems(session=session, config=session.config, items=items)
+            for item, following in _followed(items, session):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if self.failure:
+                    return self.failure
         return self.failure
 
 
@@ -286,9 +330,32 @@ def _items(collector: pytest.Collector) -> Iterator[pytest.Item]:
             yield node
 
 
-def _swept(item: pytest.Item) -> bool:
-    names = getattr(item, "fixturenames", ())
-    return any(name in names for name in SWEPT)
+def _write(descriptor: int, answer: Mapping[str, Any]) -> None:
+    with os.fdopen(descriptor, "w") as pipe:
+        json.dump(answer, pipe)
+
+
+def _followed(items: Sequence[pytest.Item], session: pytest.Session) -> Iterator[tuple[pytest.Item, Any]]:
+    """Every test with what follows: the session after the last, so that its fixtures are kept for other tests."""
+    return zip(items, [*items[1:], session], strict=False)
+
+
+def _scenario(item: pytest.Item) -> str | None:
+    """The scenario that a swept test is about; None for any other."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    for name in SWEPT:
+        match parameters.get(name):
+            case Scenario(name=scenario):
+                return scenario
+            case Manifests(scenario=scenario) | Manifest(scenario=scenario):
+                return scenario
+            case Pod(owner=owner) | Container(pod=Pod(owner=owner)):
+                return owner.scenario
+    return None
+
+
+def _fixtures(item: pytest.Item) -> Sequence[str]:
+    return getattr(item, "fixturenames", ())
 
 
 def _function(nodeid: str) -> str:

@@ -138,6 +138,7 @@ class Network:
         for endpoint in (*found, *self.outside):
             self._alike.setdefault(endpoint.name, []).append(endpoint)
         self.pods = tuple({endpoint.name: endpoint for endpoint in reversed(found)}.values())[::-1]
+        self._governing: dict[tuple[int, str], list[Manifest]] = {}
 
     def matrix(self) -> dict[tuple[str, str], tuple[Ports, ...]]:
         """(source, target) -> the ports permitted between them; a pair without any is left out.
@@ -175,7 +176,11 @@ class Network:
         """Ports that the policies of `subject` permit to or from `peer`; named ports are those of `target`."""
         if subject.namespace is None:
             return EVERY_PORT  # no policy of the cluster governs what is outside of it
-        policies = [policy for policy in self.policies if _governs(policy, direction, subject)]
+        # By identity: an endpoint has labels, which have no hash, and every pair of endpoints asks.
+        key = (id(subject), direction)
+        if key not in self._governing:
+            self._governing[key] = [policy for policy in self.policies if _governs(policy, direction, subject)]
+        policies = self._governing[key]
         if not policies:
             return EVERY_PORT
         found: list[Ports] = []

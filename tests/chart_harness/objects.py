@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, cast, overload
 
 import yaml
@@ -290,6 +290,12 @@ def _walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _walk(value, f"{path}[{index}]")
 
 
+@lru_cache(maxsize=4096)
+def _content(document: str) -> Any:
+    """What a document says. Most are the same in many scenarios, and to parse them takes longest of all."""
+    return load_yaml(document)
+
+
 class Manifests(Sequence[Manifest]):
     """The objects of one rendering, in the order helm printed them.
 
@@ -317,7 +323,7 @@ class Manifests(Sequence[Manifest]):
             match = _SOURCE.search(document)
             source = match.group(1) if match else "the rendered text"
             try:
-                raw = load_yaml(document)
+                raw = _content(document)
             except (yaml.YAMLError, DuplicateKeyError) as error:
                 raise AssertionError(f"{source} does not render to valid YAML: {error}") from None
             if raw is None:

@@ -253,7 +253,7 @@ class Renderer:
         told = with_suggestions(error, chart)
         return HelmError(f"helm does not render {chart.path.name} for «{scenario.name}»:\n{told}")
 
-    def _origins(self, chart: Chart, scenario: Scenario) -> Origins:
+    def _origins(self, chart: Chart, scenario: Scenario) -> Origins | None:
         """What knows the template lines of a rendering; reads and runs nothing until it is asked."""
         key = self.key(chart, scenario)
 

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ def with_suggestions(message: str, chart: Chart) -> str:
     """
     if "not allowed" not in message:
         return message
-    schemas = _schemas(chart)
+    schemas = _schemas(chart, chart.digest)
     refusing = ""
     lines = []
     for line in message.splitlines():
@@ -47,8 +48,9 @@ def with_suggestions(message: str, chart: Chart) -> str:
     return "\n".join(lines)
 
 
-def _schemas(chart: Chart) -> dict[str, Mapping[str, Any]]:
-    """Name of each chart -> its schema."""
+@lru_cache(maxsize=8)
+def _schemas(chart: Chart, digest: str) -> dict[str, Mapping[str, Any]]:
+    """Name of each chart -> its schema, in the state of the chart that the digest stands for."""
     found = {}
     for file in chart.files:
         if file.name == "values.schema.json":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from chart_harness import Container, Exemptions, Given, Manifest, Manifests, Pod, SchemaStore
 from chart_harness.objects import load_yaml
 from ci import paths
+from scenarios import merged
 
 EXEMPTIONS = Path(__file__).with_name("exemptions.yaml")
 
@@ -124,13 +125,3 @@ def scenario_values(pytestconfig: pytest.Config) -> Callable[[str], dict[str, An
         return merged(values, scenarios[name].overrides)
 
     return content
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Values over values, maps key by key, as helm does it."""
-    result = dict(below)
-    for key, value in above.items():
-        under = result.get(key)
-        both = isinstance(under, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(under, value) if both else value  # type: ignore[arg-type]
-    return result

@@ -6,11 +6,13 @@ run, unless `FUZZ_SEED` names another seed, 0 for a random one.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -20,6 +22,7 @@ from ci import paths
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+from scenarios import merged
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
 SEED = int(os.environ.get("FUZZ_SEED", "20261121"))
@@ -54,11 +57,23 @@ RULES: Mapping[str, list[Any]] = {
 """The same for keys."""
 
 
+def folder_of(chart: str) -> Path:
+    """The folder of a part, or of the umbrella (empty name)."""
+    return paths.REPOSITORY / "charts" / chart if chart else paths.REPOSITORY
+
+
+@functools.cache
 def schema_of(chart: str) -> dict[str, Any]:
-    """The schema of a part's values, or of the umbrella's (empty name)."""
-    folder = paths.REPOSITORY / "charts" / chart if chart else paths.REPOSITORY
-    schema: dict[str, Any] = json.loads((folder / "values.schema.json").read_text())
+    """The schema of a chart's values."""
+    schema: dict[str, Any] = json.loads((folder_of(chart) / "values.schema.json").read_text())
     return schema
+
+
+@functools.cache
+def defaults_of(chart: str) -> dict[str, Any]:
+    """A chart's values."""
+    values: dict[str, Any] = load_yaml((folder_of(chart) / "values.yaml").read_text())
+    return values
 
 
 def values_of(schema: Mapping[str, Any], definitions: Mapping[str, Any], key: str = "") -> SearchStrategy[Any]:
@@ -135,17 +150,11 @@ def _objects(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Searc
     optional = sorted(fields.keys() - set(required))
     most = schema.get("maxProperties", 6)
     least = min(schema.get("minProperties", 0), len(optional))
-
-    @st.composite
-    def some(draw: st.DrawFn) -> dict[str, Any]:
-        chosen = (
-            draw(st.lists(st.sampled_from(optional), unique=True, min_size=least, max_size=most)) if optional else []
-        )
-        return {name: draw(fields[name]) for name in [*required, *chosen]}
-
-    return some()
+    some = st.lists(st.sampled_from(optional), unique=True, min_size=least, max_size=most) if optional else st.just([])
+    return some.flatmap(lambda names: st.fixed_dictionaries({name: fields[name] for name in [*required, *names]}))
 
 
+@functools.cache
 def parts() -> SearchStrategy[dict[str, Any]]:
     """Values of the whole chart: some of the umbrella's keys, and some of every part's."""
     umbrella = schema_of("")
@@ -222,12 +231,11 @@ def damaged(draw: st.DrawFn) -> dict[str, Any]:
 
 def accepted(values: Mapping[str, Any]) -> bool:
     """Whether the schemas accept values on top of the defaults; helm does not ask the schema of a part that is off."""
-    defaults = load_yaml((paths.REPOSITORY / "values.yaml").read_text())
-    whole = merged(defaults, values)
+    whole = merged(defaults_of(""), values)
     if not jsonschema.Draft7Validator(schema_of("")).is_valid(whole):
         return False
     for chart in CHARTS:
-        own = merged(load_yaml((paths.REPOSITORY / "charts" / chart / "values.yaml").read_text()), whole[chart])
+        own = merged(defaults_of(chart), whole[chart])
         off = own.get("enabled") is False
         if not off and not jsonschema.Draft7Validator(schema_of(chart)).is_valid(own):
             return False
@@ -242,17 +250,3 @@ def test_what_the_schema_refuses_helm_refuses(values: dict[str, Any], chart: Cha
     refused = "values don't meet the specifications of the schema" in error or "type mismatch on" in error
     assert refused or not error or CONTRADICTION in error, error
     assert refused is not accepted(values), "helm refuses what the schema accepts, or accepts what it refuses"
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Values over values as helm puts them: maps key by key, and null takes a key away."""
-    result = dict(below)
-    for key, value in above.items():
-        under = result.get(key)
-        if value is None:
-            result.pop(key, None)
-        elif isinstance(under, Mapping) and isinstance(value, Mapping):
-            result[key] = merged(under, value)
-        else:
-            result[key] = value
-    return result

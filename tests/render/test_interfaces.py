@@ -149,6 +149,19 @@ def difference(found: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, A
     return changed
 
 
+class Dumper(yaml.CSafeDumper):
+    """Writes by libyaml, in a tenth of the time, and whole what stands in two places."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Never an anchor, whose number would change with what stands above it."""
+        return True
+
+
+def in_yaml(content: Any) -> str:
+    """The text of `interfaces.yaml`."""
+    return yaml.dump(content, Dumper=Dumper, width=160, allow_unicode=True)
+
+
 @pytest.fixture(scope="session")
 def written() -> dict[str, Any]:
     """Scenario -> its interfaces, as the file says: whole for the defaults, what differs for the others."""
@@ -161,7 +174,7 @@ def test_interfaces_stay(manifests: Manifests, written: dict[str, Any]) -> None:
     found = own if manifests.scenario == BASE else difference(own, written[BASE])
     known = written.get(manifests.scenario)
     if found != known:
-        before, after = (yaml.safe_dump(content, width=160).splitlines() for content in (known, found))
+        before, after = (in_yaml(content).splitlines() for content in (known, found))
         lines = difflib.unified_diff(before, after, "interfaces.yaml", "rendered", n=2, lineterm="")
         raise AssertionError("the interfaces changed:\n" + "\n".join(list(lines)[:80]))
 
@@ -170,4 +183,4 @@ def test_interfaces_stay(manifests: Manifests, written: dict[str, Any]) -> None:
 def test_interfaces_are_written(renderings: list[Manifests]) -> None:
     whole = {manifests.scenario: interfaces(manifests) for manifests in renderings}
     found = {name: own if name == BASE else difference(own, whole[BASE]) for name, own in whole.items()}
-    FILE.write_text(HEADER + yaml.safe_dump(found, width=160, sort_keys=True, allow_unicode=True))
+    FILE.write_text(HEADER + in_yaml(found))

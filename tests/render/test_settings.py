@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import re
@@ -44,7 +45,8 @@ def variable(settings: type[BaseSettings], field: str) -> str:
     return f"{settings.model_config.get('env_prefix', '')}{field}".upper()
 
 
-def settings_classes(image: str, package: str) -> Iterator[type[BaseSettings]]:
+@functools.cache
+def settings_classes(image: str, package: str) -> list[type[BaseSettings]]:
     """Every settings class that a service's code mentions."""
     sources = [ast.parse(file.read_text()) for file in (paths.REPOSITORY / "images" / image / package).rglob("*.py")]
     mentioned = {
@@ -53,10 +55,12 @@ def settings_classes(image: str, package: str) -> Iterator[type[BaseSettings]]:
         for node in ast.walk(source)
         if isinstance(node, ast.Name | ast.ClassDef)
     }
-    for module in modules(image, package):
-        for name, settings in vars(importlib.import_module(module)).items():
-            if name in mentioned and isinstance(settings, type) and issubclass(settings, BaseSettings):
-                yield settings
+    return [
+        settings
+        for module in modules(image, package)
+        for name, settings in vars(importlib.import_module(module)).items()
+        if name in mentioned and isinstance(settings, type) and issubclass(settings, BaseSettings)
+    ]
 
 
 def modules(image: str, package: str) -> Iterator[str]:

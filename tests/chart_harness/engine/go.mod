@@ -2,7 +2,10 @@ module chart-harness/engine
 
 go 1.26.0
 
-require helm.sh/helm/v3 v3.19.2
+require (
+	github.com/santhosh-tekuri/jsonschema/v6 v6.0.2
+	helm.sh/helm/v3 v3.19.2
+)
 
 require (
 	github.com/onsi/ginkgo/v2 v2.22.0 // indirect
@@ -38,7 +41,6 @@ require (
 	github.com/modern-go/reflect2 v1.0.3-0.20250322232337-35a7c28c31ee // indirect
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
 	github.com/pkg/errors v0.9.1 // indirect
-	github.com/santhosh-tekuri/jsonschema/v6 v6.0.2 // indirect
 	github.com/shopspring/decimal v1.4.0 // indirect
 	github.com/spf13/cast v1.7.0 // indirect
 	github.com/x448/float16 v0.8.4 // indirect

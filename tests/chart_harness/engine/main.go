@@ -15,10 +15,13 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
+	"github.com/santhosh-tekuri/jsonschema/v6"
 	"helm.sh/helm/v3/pkg/chart"
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/chartutil"
@@ -151,6 +154,95 @@ func capabilities(request Request) (*chartutil.Capabilities, error) {
 	return made, nil
 }
 
+// compiled holds the schemas that were met so far: compiling them takes four fifths of a rendering that does it anew. A
+// schema that cannot be compiled without the network is nil.
+var compiled = map[string]*jsonschema.Schema{}
+
+func compile(source []byte) *jsonschema.Schema {
+	const name = "file:///values.schema.json"
+	made, met := compiled[string(source)]
+	if met {
+		return made
+	}
+	compiler := jsonschema.NewCompiler()
+	if document, err := jsonschema.UnmarshalJSON(bytes.NewReader(source)); err == nil && compiler.AddResource(name, document) == nil {
+		made, _ = compiler.Compile(name)
+	}
+	compiled[string(source)] = made
+	return made
+}
+
+// objects are what helm reads from rendered files.
+type objects struct {
+	hooks     []*release.Hook
+	manifests []releaseutil.Manifest
+}
+
+// met holds the objects of files that were rendered before: from one rendering to the next most stay as they are, and to
+// parse them takes a third of a rendering.
+var met = map[string]objects{}
+
+// keep is how many files are held before the memory begins anew: some times as many as a suite renders.
+const keep = 8192
+
+// read does what releaseutil.SortManifests does for a rendering, file by file, and puts the objects in the order of kinds.
+func read(files map[string]string) (objects, error) {
+	var all objects
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		key := name + "\x00" + files[name]
+		found, known := met[key]
+		if !known {
+			hooks, manifests, err := releaseutil.SortManifests(map[string]string{name: files[name]}, nil, releaseutil.InstallOrder)
+			if err != nil {
+				return objects{}, err
+			}
+			if len(met) >= keep {
+				clear(met)
+			}
+			found = objects{hooks, manifests}
+			met[key] = found
+		}
+		all.hooks = append(all.hooks, found.hooks...)
+		all.manifests = append(all.manifests, found.manifests...)
+	}
+	slices.SortStableFunc(all.hooks, func(one, other *release.Hook) int { return compareKinds(one.Kind, other.Kind) })
+	slices.SortStableFunc(all.manifests, func(one, other releaseutil.Manifest) int {
+		return compareKinds(one.Head.Kind, other.Head.Kind)
+	})
+	return all, nil
+}
+
+// compareKinds puts kinds in the order in which helm installs them; those it does not know come last, by name.
+func compareKinds(one, other string) int {
+	first, second := slices.Index(releaseutil.InstallOrder, one), slices.Index(releaseutil.InstallOrder, other)
+	switch {
+	case first < 0 && second < 0:
+		return strings.Compare(one, other)
+	case first < 0:
+		return 1
+	case second < 0:
+		return -1
+	}
+	return first - second
+}
+
+// accepted says whether the schemas of a chart and of its parts accept values. Where it says no, helm is asked: it may know
+// how to load a schema, and the words of a refusal are its own.
+func accepted(by *chart.Chart, values map[string]any) bool {
+	if by.Schema != nil {
+		if schema := compile(by.Schema); schema == nil || schema.Validate(values) != nil {
+			return false
+		}
+	}
+	for _, part := range by.Dependencies() {
+		given, isMap := values[part.Name()].(map[string]any)
+		if values[part.Name()] != nil && (!isMap || !accepted(part, given)) {
+			return false
+		}
+	}
+	return true
+}
+
 // render does the steps of `helm template --include-crds` in its order, so that it fails at the same one.
 func render(request Request, noted *marks) (string, error) {
 	known, err := capabilities(request)
@@ -178,9 +270,18 @@ func render(request Request, noted *marks) (string, error) {
 		Name: request.Release, Namespace: request.Namespace, Revision: 1,
 		IsInstall: !request.Upgrade, IsUpgrade: request.Upgrade,
 	}
-	toRender, err := chartutil.ToRenderValues(loaded, given, options, known)
+	toRender, err := chartutil.ToRenderValuesWithSchemaValidation(loaded, given, options, known, true)
 	if err != nil {
 		return "", err
+	}
+	merged, err := toRender.Table("Values")
+	if err != nil {
+		return "", err
+	}
+	if !accepted(loaded, merged) {
+		if err := chartutil.ValidateAgainstSchema(loaded, merged); err != nil {
+			return "", fmt.Errorf("values don't meet the specifications of the schema(s) in the following chart(s):\n%s", err)
+		}
 	}
 	if wanted := loaded.Metadata.KubeVersion; wanted != "" && !chartutil.IsCompatibleRange(wanted, known.KubeVersion.String()) {
 		return "", fmt.Errorf("chart requires kubeVersion: %s which is incompatible with Kubernetes %s", wanted, known.KubeVersion.String())
@@ -194,23 +295,23 @@ func render(request Request, noted *marks) (string, error) {
 			delete(files, name)
 		}
 	}
-	hooks, manifests, err := releaseutil.SortManifests(files, nil, releaseutil.InstallOrder)
+	found, err := read(files)
 	if err != nil {
 		return "", fmt.Errorf("%w\n\nUse --debug flag to render out invalid YAML", err)
 	}
-	return text(loaded, manifests, hooks), nil
+	return text(loaded, found), nil
 }
 
-func text(loaded *chart.Chart, manifests []releaseutil.Manifest, hooks []*release.Hook) string {
+func text(loaded *chart.Chart, found objects) string {
 	var body, whole bytes.Buffer
 	for _, definition := range loaded.CRDObjects() {
 		fmt.Fprintf(&body, "---\n# Source: %s\n%s\n", definition.Filename, definition.File.Data)
 	}
-	for _, manifest := range manifests {
+	for _, manifest := range found.manifests {
 		fmt.Fprintf(&body, "---\n# Source: %s\n%s\n", manifest.Name, manifest.Content)
 	}
 	fmt.Fprintln(&whole, strings.TrimSpace(body.String()))
-	for _, hook := range hooks {
+	for _, hook := range found.hooks {
 		fmt.Fprintf(&whole, "---\n# Source: %s\n%s\n", hook.Path, hook.Manifest)
 	}
 	return whole.String()

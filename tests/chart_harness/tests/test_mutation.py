@@ -86,7 +86,7 @@ def trial(tmp_path: Path, pytestconfig: pytest.Config) -> Trial:
 def test_the_verdict_is_that_of_the_whole_suite(trial: Trial) -> None:
     every = list(all_mutants(sources(trial.setup, trial.root), trial.root))
     sample = every[::6]
-    results = {result.mutant: result for result in try_mutants(trial, sample, workers=2, check=True, say=print)}
+    results = {result.mutant: result for result in try_mutants(trial, sample, workers=2, say=print)}
     assert results.keys() == set(sample)
     assert {result.status for result in results.values()} >= {"killed", "survived"}
     tree = trial.copy(0)
