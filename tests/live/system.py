@@ -9,13 +9,18 @@ import random
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
+import yaml
 from chart_harness.live import Namespace, wait_for
 from ci import console, paths, release
 from ci.cluster import Cluster
+from scenarios import merged
+
+PROBE = {"timestamp": 1_800_000_000, "value": 3.0}
+"""A point to predict: far outside of what `points` makes."""
 
 FINAL = frozenset({"succeeded", "failed", "cancelled", "superseded"})
 """States a job stays in."""
@@ -33,6 +38,20 @@ COMPONENTS = {
 
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
 """Labels of a namespace that enforces Pod Security `restricted`."""
+
+
+# Ray has no command for it, and the image no pkill.
+_END_REPLICAS = """
+import os, pathlib, signal, sys
+left = int(sys.argv[1])
+for process in pathlib.Path("/proc").glob("[0-9]*"):
+    try:
+        if left and process.joinpath("cmdline").read_bytes().startswith(b"ray::ServeReplica"):
+            os.kill(int(process.name), signal.SIGKILL)
+            left -= 1
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+"""
 
 
 class Endpoint:
@@ -165,6 +184,16 @@ class Installation:
         """The values the release was installed with, as YAML."""
         return self.helm("get", "values", release.RELEASE, "--output", "yaml").stdout
 
+    @contextlib.contextmanager
+    def with_values(self, more: Mapping[str, Any]) -> Iterator[None]:
+        """The release with these values over its own; afterwards it has its own again."""
+        before = self.values()
+        try:
+            self.upgrade(yaml.safe_dump(merged(yaml.safe_load(before) or {}, more)))
+            yield
+        finally:
+            self.upgrade(before)
+
     def fit(self, series: str, data: list[dict[str, float]], *, patience: float = 60.0, **options: Any) -> str:
         """Send a fit that has to be accepted; its job id."""
         body = {"data": data, "parameters": {"contamination": 0.01}, **options}
@@ -266,11 +295,18 @@ class System(Installation):
         query = "" if version is None else f"?version={version}"
         return self.inference.request("POST", f"/predict/{series}{query}", json=point, patience=120.0)
 
+    def end_replicas(self, most: int = 100) -> None:
+        """End replicas of inference at once, as the kernel does with one that takes too much memory."""
+        head = self.pod("ray-head")
+        container = head["spec"]["containers"][0]["name"]
+        words = ("exec", head["metadata"]["name"], "--container", container, "--", "python", "-c", _END_REPLICAS)
+        self.namespace.kubectl(*words, str(most))
+
     def served(self, series: str, version: int, seconds: float = 60.0) -> dict[str, Any]:
         """The answer for a point of a series, once this version of its model gives it."""
 
         def answered() -> dict[str, Any]:
-            answer = self.predict(series, {"timestamp": 1_800_000_000, "value": 0.5})
+            answer = self.predict(series, PROBE)
             assert answer.status_code == 200, f"{answer.status_code} {answer.text}"
             found: dict[str, Any] = answer.json()
             assert found["model_version"] == version, f"version {found['model_version']} answers"

@@ -10,20 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from chart_harness.live import wait_for
-from live.system import COMPONENTS, System, points, unique
-
-PROBE = {"timestamp": 1_800_000_000, "value": 3.0}
-
-# Ray has no command for it, and the image no pkill.
-END_REPLICAS = """
-import os, pathlib, signal
-for process in pathlib.Path("/proc").glob("[0-9]*"):
-    try:
-        if process.joinpath("cmdline").read_bytes().startswith(b"ray::ServeReplica"):
-            os.kill(int(process.name), signal.SIGKILL)
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-"""
+from live.system import COMPONENTS, PROBE, System, points, unique
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +153,7 @@ def test_models_answer_when_everything_they_came_from_is_away(system: System, se
                 120,
             )
         assert system.predict(series, PROBE).json() == before
-        head = system.pod("ray-head")
-        container = head["spec"]["containers"][0]["name"]
-        words = ("exec", head["metadata"]["name"], "--container", container, "--", "python", "-c", END_REPLICAS)
-        system.namespace.kubectl(*words)
+        system.end_replicas()
 
         def from_disk() -> bool:
             answer = system.predict(series, PROBE)

@@ -9,10 +9,8 @@ from typing import Any
 import httpx
 import pytest
 from chart_harness.live import wait_for
-from live.system import System, points, unique
+from live.system import PROBE, System, points, unique
 from live.training import LONG, broker_of, running
-
-PROBE = {"timestamp": 1_800_000_000, "value": 0.5}
 
 
 def done(answer: httpx.Response) -> dict[str, Any]:

@@ -7,50 +7,20 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
 
 import httpx
 import pytest
-import yaml
 from chart_harness.live import wait_for
-from live.system import System, points, unique
+from live.system import PROBE, System, points, unique
 
 REPLICAS = 3
-PROBE = {"timestamp": 1_800_000_000, "value": 0.5}
-
-# Ray has no command for it, and the image no pkill.
-END_ONE_REPLICA = """
-import os, pathlib, signal
-for process in pathlib.Path("/proc").glob("[0-9]*"):
-    try:
-        if process.joinpath("cmdline").read_bytes().startswith(b"ray::ServeReplica"):
-            os.kill(int(process.name), signal.SIGKILL)
-            break
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-"""
 
 
 @pytest.fixture(scope="module")
 def replicas(system: System) -> Iterator[set[str]]:
     """The names of the replicas, once there are three that answer; afterwards there are as many as before."""
-    with serving(system, replicas=REPLICAS, autoscaling={"enabled": False}):
+    with system.with_values({"ray-serve": {"serve": {"replicas": REPLICAS, "autoscaling": {"enabled": False}}}}):
         yield wait_for(lambda: answering(system, REPLICAS), f"{REPLICAS} replicas to answer", 180)
-
-
-@contextmanager
-def serving(system: System, **values: Any) -> Iterator[None]:
-    """While these values of `serve` hold."""
-    before = system.values()
-    changed = yaml.safe_load(before) or {}
-    serve = changed.setdefault("ray-serve", {}).setdefault("serve", {})
-    serve.update(values)
-    try:
-        system.upgrade(yaml.safe_dump(changed))
-        yield
-    finally:
-        system.upgrade(before)
 
 
 def answering(system: System, count: int) -> set[str]:
@@ -85,7 +55,7 @@ def test_replicas_follow_the_load(system: System) -> None:
             assert system.inference.request("POST", f"/predict/{series}/batch", json=body).status_code == 200
 
     scaling = {"enabled": True, "minReplicas": 1, "maxReplicas": 2, "targetCpuUtilization": 20}
-    with serving(system, autoscaling=scaling), ThreadPoolExecutor(2) as threads:
+    with system.with_values({"ray-serve": {"serve": {"autoscaling": scaling}}}), ThreadPoolExecutor(2) as threads:
         answering(system, 1)
         loads = [threads.submit(load) for _ in range(2)]
         try:
@@ -169,10 +139,7 @@ def test_the_end_of_a_replica_moves_its_share_alone(system: System, replicas: se
     shares = Counter(before.values())
     print(f"shares of {len(series)} series: {dict(shares)}")
     assert min(shares.values()) > len(series) / REPLICAS / 2
-    head = system.pod("ray-head")
-    container = head["spec"]["containers"][0]["name"]
-    name = head["metadata"]["name"]
-    system.namespace.kubectl("exec", name, "--container", container, "--", "python", "-c", END_ONE_REPLICA)
+    system.end_replicas(1)
 
     def moved() -> dict[str, str]:
         after = owners(system, series)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 from chart_harness.live import wait_for
-from live.system import COMPONENTS, System, points, unique
-
-PROBE = {"timestamp": 1_800_000_000, "value": 3.0}
+from live.system import COMPONENTS, PROBE, System, points, unique
 
 
 @pytest.fixture(scope="module")

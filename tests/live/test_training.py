@@ -16,7 +16,6 @@ import arro3.io
 import httpx
 import numpy as np
 import pytest
-import yaml
 from chart_harness.live import wait_for
 from live.system import System, points, unique
 from live.training import LONG, Broker, broker_of, paused, running, scaled
@@ -172,15 +171,10 @@ class TestOtherLimits:
     @pytest.fixture(scope="class")
     def other_limits(self, system: System) -> Iterator[None]:
         """The release with a second for each fit and no limit that a test would meet; afterwards it is as before."""
-        before = system.values()
-        values = yaml.safe_load(before) or {}
-        values.setdefault("training-worker", {})["fitTimeoutSeconds"] = 1
-        values.setdefault("training-api", {}).setdefault("limits", {})["fitRate"] = 100
-        try:
-            system.upgrade(yaml.safe_dump(values))
+        with system.with_values(
+            {"training-worker": {"fitTimeoutSeconds": 1}, "training-api": {"limits": {"fitRate": 100}}}
+        ):
             yield
-        finally:
-            system.upgrade(before)
 
     def test_a_fit_that_takes_too_long_fails_and_the_worker_goes_on(
         self, system: System, series: str, other_limits: None

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 import pytest
 from chart_harness.live import wait_for
 from ci import release
-from live.system import System, installed_objects, points, unique
-
-PROBE = {"timestamp": 1_800_000_000, "value": 3.0}
+from live.system import PROBE, System, installed_objects, points, unique
 
 
 @pytest.fixture
