@@ -123,6 +123,8 @@ FEATURES: dict[str, Mapping[str, Any]] = {
 
 NUMBER = "1"
 """A name that YAML would read as a number."""
+FRACTION = "1.5"
+"""A host that YAML would read as a number."""
 DIGEST = "sha256:" + 64 * "a"
 RULE = {"ports": [{"port": 7777, "protocol": "TCP"}]}
 
@@ -175,6 +177,22 @@ BRANCHES: dict[str, Mapping[str, Any]] = {
         "training-api": {"strategy": {"type": "Recreate", "rollingUpdate": None}},
         "training-worker": {"autoscaling": {"type": "keda"}},
     },
+    "read-by-yaml": merged(
+        EXTERNAL,
+        {
+            "global": {
+                "imagePullSecrets": [NUMBER],
+                "networkPolicy": {"monitoringNamespace": NUMBER},
+                "broker": {"host": FRACTION},
+                "database": {
+                    "host": FRACTION,
+                    "mlflow": {"name": "true", "user": "on"},
+                    "training": {"name": "false", "user": "off"},
+                },
+                "objectStore": {"region": NUMBER, "artifactsBucket": "111", "trainingBucket": "112"},
+            },
+        },
+    ),
     "external-mlflow": {
         "global": {"mlflow": {"trackingUri": "http://mlflow.example.com"}},
         "mlflow": {"server": {"enabled": False}},

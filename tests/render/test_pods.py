@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from itertools import pairwise
 
+import pytest
 from chart_harness import Chart, Container, Exemptions, Manifest, Pod, quantity, restricted
 from chart_harness.objects import load_yaml
 
@@ -17,6 +18,26 @@ IMAGE = re.compile(
 
 def test_pods_meet_pod_security_restricted(pod: Pod, exemptions: Exemptions) -> None:
     exemptions.check("restricted", pod.id, restricted(pod))
+
+
+def test_pods_say_themselves_what_their_containers_say(pod: Pod) -> None:
+    """A container that is added to a running pod (`kubectl debug`, a sidecar) gets what the pod says."""
+    context = pod.spec.get("securityContext") or {}
+    assert context.get("runAsNonRoot") is True, f"{pod.id}: runAsNonRoot"
+    assert context.get("seccompProfile") == {"type": "RuntimeDefault"}, f"{pod.id}: seccompProfile"
+
+
+def test_containers_say_themselves_what_their_pods_say(container: Container) -> None:
+    """Neither may be loosened by a change of the other."""
+    context = container.spec.get("securityContext") or {}
+    assert context.get("runAsNonRoot") is True, f"{container.id}: runAsNonRoot"
+    assert context.get("seccompProfile") == {"type": "RuntimeDefault"}, f"{container.id}: seccompProfile"
+
+
+def test_volumes_are_not_walked_at_every_start(pod: Pod) -> None:
+    """A disk of a million files would keep its pod from starting for minutes."""
+    context = pod.spec.get("securityContext") or {}
+    assert "fsGroup" not in context or context.get("fsGroupChangePolicy") == "OnRootMismatch", pod.id
 
 
 def test_root_file_systems_are_read_only(container: Container, exemptions: Exemptions) -> None:
@@ -82,6 +103,12 @@ def test_pods_get_no_token(pod: Pod, exemptions: Exemptions) -> None:
     if pod.spec.get("automountServiceAccountToken") is not False:
         problems.append("automountServiceAccountToken is not false")
     exemptions.check("token", pod.id, problems)
+
+
+@pytest.mark.kinds("ServiceAccount")
+def test_accounts_give_no_token(manifest: Manifest) -> None:
+    """Not to a pod of someone else's that names the account either."""
+    assert manifest.at("automountServiceAccountToken") is False, manifest
 
 
 def test_pods_have_an_account_of_their_own(pod: Pod, exemptions: Exemptions) -> None:
