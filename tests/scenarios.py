@@ -154,7 +154,10 @@ BRANCHES: dict[str, Mapping[str, Any]] = {
         },
     },
     "pull-secrets": {
-        "global": {"imagePullSecrets": ["first", "second"]},
+        "global": {
+            "imagePullSecrets": ["first", "second"],
+            "objectStore": {"region": NUMBER, "artifactsBucket": "111", "trainingBucket": "112"},
+        },
         "mlflow": {
             "server": {"allowedHosts": ["mlflow.example.com"]},
             "postgresql": {

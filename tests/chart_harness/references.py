@@ -423,11 +423,19 @@ class _Search:
 
     def _binding(self) -> Iterator[Reference]:
         role = self.manifest["roleRef"]
-        yield from self._named("roleRef", role["kind"], role["name"])
+        group = "rbac.authorization.k8s.io"
+        if role["kind"] not in ("Role", "ClusterRole"):
+            yield self._reference("roleRef.kind", [], f"a {role['kind']} is no role")
+        elif role.get("apiGroup", group) != group:
+            yield self._reference("roleRef.apiGroup", [], f"roles are of {group}")
+        else:
+            yield from self._named("roleRef", role["kind"], role["name"])
         for index, subject in enumerate(self.manifest.get("subjects") or []):
             if subject["kind"] not in ("ServiceAccount", "User", "Group"):
                 problem = f"a {subject['kind']} has no rights"
                 yield self._reference(f"subjects[{index}].kind", [], problem)
+            elif subject["kind"] == "ServiceAccount" and not subject.get("namespace"):
+                yield self._reference(f"subjects[{index}].namespace", [], "an account is of a namespace, also here")
             elif subject["kind"] == "ServiceAccount" and not self._elsewhere(subject.get("namespace")):
                 yield from self._named(f"subjects[{index}]", "ServiceAccount", subject["name"])
 

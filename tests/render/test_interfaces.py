@@ -25,6 +25,7 @@ from chart_harness.objects import load_yaml
 FILE = Path(__file__).with_name("interfaces.yaml")
 HEADER = "# Made by UPDATE_INTERFACES=1 python -m pytest tests/render/test_interfaces.py -k written\n"
 BASE = "defaults"
+LABELS = ("app", "app.kubernetes.io/name", "app.kubernetes.io/component")
 KINDS_OF_VOLUMES = ("configMap", "secret", "emptyDir", "persistentVolumeClaim", "projected")
 
 
@@ -78,7 +79,7 @@ def volume(spec: Mapping[str, Any]) -> Any:
 
 def described(manifest: Manifest) -> dict[str, Any]:
     """The interface of an object; empty for one that has none."""
-    found: dict[str, Any] = {"labels": [manifest.labels.get("app"), manifest.labels.get("app.kubernetes.io/component")]}
+    found: dict[str, Any] = {"labels": [manifest.labels.get(name) for name in LABELS]}
     if manifest.kind == "Service":
         found["ports"] = {
             port["name"]: f"{port['port']} to {port.get('targetPort')}" for port in manifest["spec"]["ports"]

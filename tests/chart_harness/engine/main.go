@@ -158,15 +158,17 @@ func capabilities(request Request) (*chartutil.Capabilities, error) {
 // schema that cannot be compiled without the network is nil.
 var compiled = map[string]*jsonschema.Schema{}
 
+// schemaURL is what helm calls a chart's schema.
+const schemaURL = "file:///values.schema.json"
+
 func compile(source []byte) *jsonschema.Schema {
-	const name = "file:///values.schema.json"
 	made, met := compiled[string(source)]
 	if met {
 		return made
 	}
 	compiler := jsonschema.NewCompiler()
-	if document, err := jsonschema.UnmarshalJSON(bytes.NewReader(source)); err == nil && compiler.AddResource(name, document) == nil {
-		made, _ = compiler.Compile(name)
+	if document, err := jsonschema.UnmarshalJSON(bytes.NewReader(source)); err == nil && compiler.AddResource(schemaURL, document) == nil {
+		made, _ = compiler.Compile(schemaURL)
 	}
 	compiled[string(source)] = made
 	return made
@@ -226,21 +228,33 @@ func compareKinds(one, other string) int {
 	return first - second
 }
 
-// accepted says whether the schemas of a chart and of its parts accept values. Where it says no, helm is asked: it may know
-// how to load a schema, and the words of a refusal are its own.
-func accepted(by *chart.Chart, values map[string]any) bool {
+// refusal is what the schemas of a chart and of its parts have against values, in helm's words; nothing where they accept.
+// Where one cannot be compiled here, known is false: helm may know how to load what it refers to.
+func refusal(by *chart.Chart, values map[string]any) (said string, known bool) {
 	if by.Schema != nil {
-		if schema := compile(by.Schema); schema == nil || schema.Validate(values) != nil {
-			return false
+		schema := compile(by.Schema)
+		if schema == nil {
+			return "", false
+		}
+		if err := schema.Validate(values); err != nil {
+			words := strings.TrimPrefix(err.Error(), "jsonschema validation failed with '"+schemaURL+"#'\n")
+			said = by.Name() + ":\n" + words + "\n"
 		}
 	}
 	for _, part := range by.Dependencies() {
-		given, isMap := values[part.Name()].(map[string]any)
-		if values[part.Name()] != nil && (!isMap || !accepted(part, given)) {
-			return false
+		switch given := values[part.Name()].(type) {
+		case nil:
+		case map[string]any:
+			more, known := refusal(part, given)
+			if !known {
+				return "", false
+			}
+			said += more
+		default:
+			return "", false
 		}
 	}
-	return true
+	return said, true
 }
 
 // render does the steps of `helm template --include-crds` in its order, so that it fails at the same one.
@@ -278,10 +292,14 @@ func render(request Request, noted *marks) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if !accepted(loaded, merged) {
+	refused, certain := refusal(loaded, merged)
+	if !certain {
 		if err := chartutil.ValidateAgainstSchema(loaded, merged); err != nil {
-			return "", fmt.Errorf("values don't meet the specifications of the schema(s) in the following chart(s):\n%s", err)
+			refused = err.Error()
 		}
+	}
+	if refused != "" {
+		return "", fmt.Errorf("values don't meet the specifications of the schema(s) in the following chart(s):\n%s", refused)
 	}
 	if wanted := loaded.Metadata.KubeVersion; wanted != "" && !chartutil.IsCompatibleRange(wanted, known.KubeVersion.String()) {
 		return "", fmt.Errorf("chart requires kubeVersion: %s which is incompatible with Kubernetes %s", wanted, known.KubeVersion.String())

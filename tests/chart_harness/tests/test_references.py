@@ -114,6 +114,15 @@ def test_an_optional_reference_may_lead_nowhere() -> None:
             "subjects: [{kind: ConfigMap, name: a}]"),
             "subjects[0].kind: a ConfigMap has no rights",
         ),
+        (
+            ("kind: RoleBinding\nmetadata: {name: a}\nroleRef: {kind: Role, name: a}\n"
+            "subjects: [{kind: ServiceAccount, name: a}]"),
+            "subjects[0].namespace: an account is of a namespace",
+        ),
+        ("kind: RoleBinding\nmetadata: {name: a}\nroleRef: {kind: RoleBinding, name: a}",
+         "roleRef.kind: a RoleBinding is no role"),
+        ("kind: RoleBinding\nmetadata: {name: a}\nroleRef: {apiGroup: apps, kind: Role, name: a}",
+         "roleRef.apiGroup: roles are of rbac.authorization.k8s.io"),
         ("kind: Ingress\nmetadata: {name: a}\nspec: {rules: [{http: {paths: [{backend: {service: {name: b}}}]}}]}",
          "there is no Service b"),
     ],
