@@ -149,10 +149,6 @@ def build_images() -> int:
     return 0
 
 
-WITHOUT_LIVE_PLUGINS = ("-p", "no:schemathesis", "-p", "no:helm-charts", "-p", "no:locust")
-"""Plugins for the live tests alone, which take longer to import than a file of render tests to run."""
-
-
 def test_fast() -> int:
     """Formatter, linter, types, unit tests and render assertions: no cluster, no root."""
     with console.stage("Programs and packages for the tests"):
@@ -171,7 +167,7 @@ def test_fast() -> int:
         if code:
             return code
     with console.stage("Unit and render tests"):
-        return _pytest("-n", "2", *WITHOUT_LIVE_PLUGINS, "tests/unit", "tests/chart_harness", "tests/render")
+        return _pytest("-n", "2", "tests/unit", "tests/chart_harness", "tests/render")
 
 
 def test() -> int:

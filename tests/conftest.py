@@ -12,7 +12,9 @@ pytest_plugins = ("chart_harness.plugin",)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let a test that compares a document with the chart write it instead."""
-    parser.addoption("--write-docs", action="store_true", help="write the tables of docs/network.md anew")
+    parser.addoption(
+        "--write-docs", action="store_true", help="write the tables of docs/network.md and docs/environments.md anew"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -107,6 +107,13 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
+NUMBER = "1"
+"""A name that YAML would read as a number."""
+FRACTION = "1.5"
+"""A host that YAML would read as a number."""
+DATABASES = {"mlflow": {"name": "true", "user": "on"}, "training": {"name": "false", "user": "off"}}
+"""Names of databases and users that YAML would read as truth."""
+
 FEATURES: dict[str, Mapping[str, Any]] = {
     "all-external": EXTERNAL,
     "existing-secrets": {"global": {"secrets": OWN_SECRETS}},
@@ -117,14 +124,13 @@ FEATURES: dict[str, Mapping[str, Any]] = {
     "inference-only": {"training-api": {"enabled": False}, "training-worker": {"enabled": False}},
     "ray-workers": {"ray-serve": {"workers": RAY_WORKERS, "head": {"rayStartParams": {"num-cpus": "0"}}}},
     "training-only": {"ray-serve": {"enabled": False}},
-    "versitygw": {"mlflow": {"objectStore": {"engine": "versitygw"}}},
+    "versitygw": {
+        "global": {"objectStore": {"region": NUMBER}},
+        "mlflow": {"objectStore": {"engine": "versitygw"}},
+    },
 }  # fmt: skip
 """Features that no values file uses, as values over the defaults: each is held to every property like a file."""
 
-NUMBER = "1"
-"""A name that YAML would read as a number."""
-FRACTION = "1.5"
-"""A host that YAML would read as a number."""
 DIGEST = "sha256:" + 64 * "a"
 RULE = {"ports": [{"port": 7777, "protocol": "TCP"}]}
 
@@ -156,6 +162,7 @@ BRANCHES: dict[str, Mapping[str, Any]] = {
     "pull-secrets": {
         "global": {
             "imagePullSecrets": ["first", "second"],
+            "database": DATABASES,
             "objectStore": {"region": NUMBER, "artifactsBucket": "111", "trainingBucket": "112"},
         },
         "mlflow": {
@@ -172,13 +179,13 @@ BRANCHES: dict[str, Mapping[str, Any]] = {
         },
     },
     "external-broker": {
+        "training-worker": {"experimentName": NUMBER, "autoscaling": {"type": "keda"}},
         "global": {
             "broker": {"host": "mq.example.com", "vhost": NUMBER},
             "secrets": {"broker": {"existingSecret": "own-broker"}},
         },
         "rabbitmq": {"enabled": False},
         "training-api": {"strategy": {"type": "Recreate", "rollingUpdate": None}},
-        "training-worker": {"autoscaling": {"type": "keda"}},
     },
     "read-by-yaml": merged(
         EXTERNAL,
@@ -187,11 +194,7 @@ BRANCHES: dict[str, Mapping[str, Any]] = {
                 "imagePullSecrets": [NUMBER],
                 "networkPolicy": {"monitoringNamespace": NUMBER},
                 "broker": {"host": FRACTION},
-                "database": {
-                    "host": FRACTION,
-                    "mlflow": {"name": "true", "user": "on"},
-                    "training": {"name": "false", "user": "off"},
-                },
+                "database": {"host": FRACTION, **DATABASES},
                 "objectStore": {"region": NUMBER, "artifactsBucket": "111", "trainingBucket": "112"},
             },
         },

@@ -294,10 +294,15 @@ class Worker:
         self.spent.clear()
         best = {function for function, _ in self.kills.most_common(_BEST)}
         forgotten = False
-        for asked_for in (best.__contains__, lambda function: function not in best):
+        files = {function.partition("::")[0] for function in best}
+        of_best = [module for module in self.modules if module.nodeid in files]
+        for modules, asked_for in (
+            (of_best, best.__contains__),
+            (self.modules, lambda function: function not in best),
+        ):
             self.asked_for = asked_for
             try:
-                items = [item for module in self.modules for item in _items(module)]
+                items = [item for module in modules for item in _items(module)]
             except Exception as error:  # as pytest does: what cannot be collected is an error, and so a failure
                 return f"the collection: {error!r}"
             for item in items:

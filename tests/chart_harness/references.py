@@ -316,9 +316,9 @@ class _Search:
         elif kind == "Service":
             yield from self._of_service()
         elif kind == "HorizontalPodAutoscaler":
-            yield from self._target("spec.scaleTargetRef", "")
+            yield from self._target("spec.scaleTargetRef", "", "v1")
         elif kind == "ScaledObject":
-            yield from self._target("spec.scaleTargetRef", "Deployment")
+            yield from self._target("spec.scaleTargetRef", "Deployment", "apps/v1")
             for index, trigger in enumerate(manifest.at("spec.triggers") or []):
                 if named := trigger.get("authenticationRef"):
                     yield from self._named(
@@ -396,9 +396,17 @@ class _Search:
                 elif isinstance(target, int) and named and target not in named.values():
                     yield self._reference(where, [pod.owner.id], f"{pod.id} does not declare the port {target}")
 
-    def _target(self, path: str, kind: str) -> Iterator[Reference]:
+    def _target(self, path: str, kind: str, version: str) -> Iterator[Reference]:
+        """What is scaled: an object with pods, by its API version; `kind` and `version` where none is named."""
         target = self.manifest.at(path) or {}
-        yield from self._named(path, target.get("kind", kind), target.get("name", ""))
+        kind, name, version = target.get("kind", kind), target.get("name", ""), target.get("apiVersion", version)
+        found = self.manifests.find(kind, name)
+        if found is not None and not found.pods:
+            yield self._reference(path, [], f"the {kind} {name} has no pods")
+        elif found is not None and version != found.api_version:
+            yield self._reference(f"{path}.apiVersion", [], f"the {kind} {name} is of {found.api_version}")
+        else:
+            yield from self._named(path, kind, name)
 
     def _network_policy(self) -> Iterator[Reference]:
         policy = self.manifest

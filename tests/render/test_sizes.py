@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from chart_harness import Container, Manifest, Manifests, Pod, quantity
+from chart_harness.objects import load_yaml
 from ci import paths
 
 MIB, GIB = 2.0**20, 2.0**30
@@ -62,6 +63,7 @@ def test_probes_are_in_proportion(container: Container) -> None:
 
 
 def test_pods_stop_in_time(pod: Pod) -> None:
+    assert pod.runs_to_completion or "terminationGracePeriodSeconds" in pod.spec, f"{pod.id}: it is left to Kubernetes"
     grace = pod.spec.get("terminationGracePeriodSeconds", 30)
     assert 30 <= grace <= 300, pod.id
     for container in pod.containers:
@@ -260,3 +262,86 @@ def test_tokens_are_short_lived(pod: Pod) -> None:
         for source in volume.get("projected", {}).get("sources", []):
             if "serviceAccountToken" in source:
                 assert 600 <= source["serviceAccountToken"]["expirationSeconds"] <= 3600, f"{pod.id}: {name}"
+
+
+DOCUMENT = paths.REPOSITORY / "docs" / "environments.md"
+
+
+def amount(size: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / GIB:.3g} GiB" if size >= GIB else f"{size / MIB:.3g} MiB"
+
+
+def numbers(manifests: Manifests) -> dict[str, tuple[int, int]]:
+    """The fewest and the most pods of each pod template, by its id; a group of Ray's has a fixed number."""
+    found = {}
+    for pod in manifests.pods():
+        count = pod.owner.at("spec.replicas", 1)
+        if pod.owner.id == SERVING and "workerGroupSpecs" in pod.path:
+            count = pod.owner.at("spec.rayClusterConfig.workerGroupSpecs")[0]["replicas"]
+        found[pod.id] = (count, count)
+    for scaler, fewest, most, _ in scaling(manifests):
+        found[f"Deployment/{scaler.at('spec.scaleTargetRef.name')}"] = (fewest, most)
+    return found
+
+
+def replicas_of_serve(manifests: Manifests) -> str:
+    """How many replicas answer predictions, and what each takes."""
+    (deployment,) = load_yaml(manifests.one(*SERVING.split("/")).at("spec.serveConfigV2"))["applications"][0][
+        "deployments"
+    ]
+    bounds = deployment.get("autoscaling_config")
+    number = f"{bounds['min_replicas']} to {bounds['max_replicas']}" if bounds else str(deployment["num_replicas"])
+    cpus = deployment["ray_actor_options"]["num_cpus"]
+    return f"Replicas in Ray's pods, which answer predictions: {number}, with {cpus:g} CPUs set aside for each."
+
+
+def table(manifests: Manifests) -> str:
+    """What an environment asks of a cluster."""
+    lines = [
+        "| Pods | Number | CPUs | Memory | Limit of memory | Disk |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    disks = claims(manifests)
+    sums = [0.0, 0.0, 0.0, 0.0]
+    for pod in manifests.pods():
+        if pod.runs_to_completion:
+            continue
+        containers = [container for container in pod.containers if container.long_running]
+        each = [
+            sum(requested(container, "cpu") for container in containers),
+            sum(requested(container, "memory") for container in containers),
+            sum(memory_limit(container) for container in containers),
+            disks.get(pod.owner.name, 0.0),
+        ]
+        fewest, most = numbers(manifests)[pod.id]
+        sums = [total + fewest * size for total, size in zip(sums, each, strict=True)]
+        number = str(fewest) if fewest == most else f"{fewest} to {most}"
+        part = re.search(r"(head|worker)GroupSpec", pod.path)
+        lines.append(_row(f"{pod.owner.name}{f' ({part[1]})' if part else ''}", number, each))
+    lines.append(_row("**all, at the least**", "", sums))
+    return "\n".join(lines) + f"\n\n{replicas_of_serve(manifests)}"
+
+
+def _row(name: str, number: str, sizes: list[float]) -> str:
+    cpus, *rest = sizes
+    cells = [name, number, f"{cpus:.4g}", *(amount(size) if size else "" for size in rest)]
+    return f"| {' | '.join(cells)} |"
+
+
+ENVIRONMENTS = ("defaults", *sorted(file.stem for file in (paths.REPOSITORY / "values").glob("*.yaml")))
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_documented_sizes_are_the_rendered_ones(
+    environment: str, renderings: list[Manifests], pytestconfig: pytest.Config
+) -> None:
+    """`pytest tests/render/test_sizes.py --write-docs` writes the tables anew."""
+    rendered = table(next(m for m in renderings if m.scenario == environment))
+    text = DOCUMENT.read_text()
+    place = re.search(f"<!-- {environment}: begin -->\n(.*?)\n<!-- {environment}: end -->", text, re.DOTALL)
+    assert place, f"{DOCUMENT.name} has no place for {environment}"
+    if pytestconfig.getoption("--write-docs"):
+        DOCUMENT.write_text(text[: place.start(1)] + rendered + text[place.end(1) :])
+        return
+    assert place[1].splitlines() == rendered.splitlines(), f"{DOCUMENT.name}: write it anew with --write-docs"

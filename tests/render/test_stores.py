@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from chart_harness import Container, Manifest, Manifests, quantity
+from chart_harness.objects import load_yaml
+from ci import paths
 from scenarios import NAMESPACE
 
 UNITS = {"": 1, "kB": 2**10, "MB": 2**20, "GB": 2**30}
@@ -202,3 +204,13 @@ def test_data_lies_on_the_volume_that_is_kept(manifest: Manifest) -> None:
 def test_a_store_without_copies_has_one_pod(manifest: Manifest) -> None:
     """Only RabbitMQ's nodes share what they hold."""
     assert manifest.name == "rabbitmq" or manifest.at("spec.replicas") == 1
+
+
+def test_every_file_of_a_chart_is_in_a_config_map(render: Callable[..., Manifests]) -> None:
+    """Whole, letter by letter, but for the broker's vhost."""
+    texts = {text.strip() for item in render().by_kind("ConfigMap") for text in item.at("data", {}).values()}
+    vhost = load_yaml((paths.REPOSITORY / "values.yaml").read_text())["global"]["broker"]["vhost"]
+    files = list((paths.REPOSITORY / "charts").glob("*/files/*"))
+    assert files
+    for file in files:
+        assert file.read_text().replace("@vhost@", vhost).strip() in texts, f"{file.name} is in no ConfigMap"

@@ -35,6 +35,16 @@ def test_one_thing_at_most_scales_the_workers(render: Any, autoscaling: dict[str
     assert ("replicas" in deployment.at("spec")) is not bool(expected)
 
 
+def test_the_autoscaler_does_what_the_values_say(render: Any) -> None:
+    manifests = render(
+        **scaling(minReplicas=3, maxReplicas=11, targetCpuUtilization=61, scaleDownStabilizationSeconds=123)
+    )
+    spec = manifests.one("HorizontalPodAutoscaler", "training-worker")["spec"]
+    assert (spec["minReplicas"], spec["maxReplicas"]) == (3, 11)
+    assert [metric["resource"]["target"]["averageUtilization"] for metric in spec["metrics"]] == [61]
+    assert spec["behavior"]["scaleDown"] == {"stabilizationWindowSeconds": 123}
+
+
 def test_keda_watches_both_queues_of_jobs(render: Any) -> None:
     manifests = render(**scaling(type="keda", maxReplicas=7, keda={"jobsPerWorker": 3}))
     scaled = manifests.one("ScaledObject", "training-worker")

@@ -32,14 +32,14 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* Metadata of a pod template. Takes a component, with optional `checksums`: {name: rendered text} that restart the pod when they change. */}}
+{{/* Metadata of a pod template. Takes a component, with optional `checksums`: {name: YAML} that restart the pod when what they say changes. */}}
 {{- define "common.podMetadata" -}}
 labels:
   {{- include "common.podLabels" . | nindent 2 }}
 {{- if or .checksums .values.podAnnotations }}
 annotations:
   {{- range $name, $text := .checksums }}
-  checksum/{{ $name }}: {{ sha256sum $text }}
+  checksum/{{ $name }}: {{ $text | fromYaml | toJson | sha256sum }}
   {{- end }}
   {{- with .values.podAnnotations }}
   {{- toYaml . | nindent 2 }}

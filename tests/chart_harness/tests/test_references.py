@@ -106,6 +106,13 @@ def test_an_optional_reference_may_lead_nowhere() -> None:
          "spec.serviceName: there is no Service b"),
         ("kind: HorizontalPodAutoscaler\nmetadata: {name: a}\nspec: {scaleTargetRef: {kind: Deployment, name: b}}",
          "there is no Deployment b"),
+        (("kind: HorizontalPodAutoscaler\nmetadata: {name: a}\n"
+         "spec: {scaleTargetRef: {kind: HorizontalPodAutoscaler, name: a}}"),
+         "spec.scaleTargetRef: the HorizontalPodAutoscaler a has no pods"),
+        (("kind: HorizontalPodAutoscaler\nmetadata: {name: a}\n"
+         "spec: {scaleTargetRef: {apiVersion: v1, kind: Deployment, name: a}}\n"
+         "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {template: {spec: {containers: []}}}"),
+         "spec.scaleTargetRef.apiVersion: the Deployment a is of apps/v1"),
         ("kind: PodDisruptionBudget\nmetadata: {name: a}\nspec: {selector: {matchLabels: {app: b}}}",
          "no pod carries app=b"),
         ("kind: RoleBinding\nmetadata: {name: a}\nroleRef: {kind: Role, name: b}", "roleRef: there is no Role b"),
@@ -139,7 +146,7 @@ CASES: dict[str, dict[str, str]] = load_yaml(Path(__file__).with_name("reference
 @pytest.mark.parametrize("case", CASES.values(), ids=[name.replace(" ", "-") for name in CASES])
 def test_a_right_name_passes_and_a_wrong_one_is_found(case: dict[str, str]) -> None:
     main = (
-        "kind: Pod\nmetadata: {name: main, labels: {app: main}}\n"
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: main, labels: {app: main}}\n"
         "spec: {containers: [{name: c, ports: [{name: http, containerPort: 80}]}]}\n"
     )
     given = Given(objects=("StorageClass/fast",), pods=({"istio": "ingress"},))
