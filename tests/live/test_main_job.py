@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ci.demo import DemoResult, Series, built_in, run
-from live.system import System, points, unique
+from live.system import PROBE, System, points, unique
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_second_fit_makes_version_2_and_serves_it(system: System, series: str)
     after = system.served(series, 2, seconds=15)
     assert after["threshold"] != before["threshold"]
     # The version before can still be asked for, and answers as it did.
-    pinned = system.predict(series, {"timestamp": 1_800_000_000, "value": 0.5}, version=1).json()
+    pinned = system.predict(series, PROBE, version=1).json()
     assert (pinned["model_version"], pinned["anomaly_score"]) == (1, before["anomaly_score"])
     versions = system.training.request("GET", f"/models/{series}/versions").json()["versions"]
     assert {v["version"]: v["aliases"] for v in versions} == {2: ["production"], 1: ["previous"]}

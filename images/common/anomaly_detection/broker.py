@@ -19,7 +19,7 @@ from aio_pika.abc import (
     AbstractRobustExchange,
     AbstractRobustQueue,
 )
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
+from aio_pika.exceptions import DeliveryError
 
 from anomaly_detection.contracts import EVENTS_EXCHANGE
 from anomaly_detection.errors import DependencyUnavailableError
@@ -37,6 +37,10 @@ DELIVERY_COUNT = "x-delivery-count"
 _CHECK_SECONDS = 2.0
 _RECONNECT_SECONDS = 2.0
 _HEARTBEAT_SECONDS = 20
+
+# A connection that breaks while it or a channel is being opened raises not only AMQPError and OSError, but RuntimeError
+# and a bare Exception too: there is no narrower class for all that aio-pika may say of it.
+_AWAY = Exception
 
 logger = logging.getLogger(__name__)
 
@@ -72,17 +76,17 @@ class Broker:
                     client_properties={"connection_name": self._service},
                     timeout=10,
                 )
-            except (TimeoutError, AMQPError, OSError) as error:
+            except _AWAY as error:
                 logger.warning("the broker does not answer, trying again", extra={"reason": repr(error)})
                 await asyncio.sleep(_RECONNECT_SECONDS)
                 continue
             try:
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
                 self._exchange = await channel.declare_exchange(EVENTS_EXCHANGE, passive=True, timeout=10)
-            except (TimeoutError, AMQPError, ChannelInvalidStateError, OSError) as error:
+            except _AWAY as error:
                 # The broker answers before its definitions are imported.
                 logger.warning("the broker is not ready, trying again", extra={"reason": repr(error)})
-                with suppress(Exception):
+                with suppress(_AWAY):
                     await connection.close()
                 await asyncio.sleep(_RECONNECT_SECONDS)
                 continue
@@ -114,7 +118,7 @@ class Broker:
         except DeliveryError as error:
             logger.error("the broker refused a message", extra={"routing_key": routing_key, "reason": repr(error)})
             raise DependencyUnavailableError(NAME) from error
-        except (AMQPError, ChannelInvalidStateError, OSError, RuntimeError) as error:  # OSError covers TimeoutError
+        except _AWAY as error:
             raise DependencyUnavailableError(NAME) from error
 
     async def take(self, *queue_names: str) -> AbstractIncomingMessage:
@@ -126,15 +130,17 @@ class Broker:
             DependencyUnavailableError: the broker went away.
             RuntimeError: called before `connect`.
         """
+        if self._connection is None:
+            raise RuntimeError("connect first")
         if self._kept:
             return self._kept.pop(0)
         try:
-            queues = [await self._queue(name) for name in queue_names]
+            queues = [await self._queue(self._connection, name) for name in queue_names]
             for queue in queues:
                 if (message := await queue.get(fail=False, timeout=PUBLISH_SECONDS)) is not None:
                     return message
             return await self._first_of(queues)
-        except (AMQPError, ChannelInvalidStateError, OSError) as error:  # OSError covers TimeoutError
+        except _AWAY as error:
             raise DependencyUnavailableError(NAME) from error
 
     async def _first_of(self, queues: list[AbstractRobustQueue]) -> AbstractIncomingMessage:
@@ -149,7 +155,7 @@ class Broker:
                 self._kept.append(message)
             else:
                 # The other queue had one too before its consumer was cancelled.
-                with suppress(AMQPError, ChannelInvalidStateError, OSError):
+                with suppress(_AWAY):
                     await message.nack(requeue=True)
 
         consumers: list[tuple[AbstractRobustQueue, str]] = []
@@ -162,19 +168,13 @@ class Broker:
         finally:
             first.cancel()
             for queue, tag in consumers:
-                with suppress(AMQPError, ChannelInvalidStateError, OSError):
+                with suppress(_AWAY):
                     await queue.cancel(tag, timeout=2)
 
-    async def _queue(self, name: str) -> AbstractRobustQueue:
-        """A queue on a channel of its own: quorum queues know no prefetch shared by the consumers of a channel.
-
-        Raises:
-            RuntimeError: called before `connect`.
-        """
-        if self._connection is None:
-            raise RuntimeError("connect first")
+    async def _queue(self, connection: AbstractRobustConnection, name: str) -> AbstractRobustQueue:
+        """A queue on a channel of its own: quorum queues know no prefetch shared by the consumers of a channel."""
         if name not in self._queues:
-            channel = await self._connection.channel(publisher_confirms=False)
+            channel = await connection.channel(publisher_confirms=False)
             assert isinstance(channel, AbstractRobustChannel)
             await channel.set_qos(prefetch_count=1)
             self._queues[name] = await channel.declare_queue(name, passive=True)
@@ -198,7 +198,7 @@ class Broker:
                     if message is None:
                         return
                     yield message
-        except (AMQPError, ChannelInvalidStateError, OSError) as error:
+        except _AWAY as error:
             raise DependencyUnavailableError(NAME) from error
 
     async def check(self) -> None:
@@ -218,5 +218,5 @@ class Broker:
     async def close(self) -> None:
         """Close the connection."""
         if self._connection is not None:
-            with suppress(Exception):
+            with suppress(_AWAY):
                 await self._connection.close()

@@ -158,8 +158,8 @@ class Worker:
         while not self._stopping:
             try:
                 delivery = await take()
-            except DependencyUnavailableError:
-                logger.warning("the broker does not answer, trying again")
+            except DependencyUnavailableError as error:
+                logger.warning("the broker does not answer, trying again", extra={"reason": repr(error.__cause__)})
                 await asyncio.sleep(self._retry_seconds)
                 continue
             self._busy = True
