@@ -219,7 +219,8 @@ class TestScale:
     """Replicas come and go, and neither a request nor a job is lost."""
 
     @pytest.fixture(scope="class")
-    def scaled(self, home: Installation, values: str) -> Installation:
+    @classmethod
+    def scaled(cls, home: Installation, values: str) -> Installation:
         """The parts that train, too; workers are scaled by their autoscaler, at once in both directions."""
         autoscaling = "training-worker.autoscaling"
         trains = {

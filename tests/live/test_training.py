@@ -169,7 +169,8 @@ class TestOtherLimits:
     """A second for each fit, and no rate that a test would meet."""
 
     @pytest.fixture(scope="class")
-    def other_limits(self, system: System) -> Iterator[None]:
+    @classmethod
+    def other_limits(cls, system: System) -> Iterator[None]:
         """The release with a second for each fit and no limit that a test would meet; afterwards it is as before."""
         with system.with_values(
             {"training-worker": {"fitTimeoutSeconds": 1}, "training-api": {"limits": {"fitRate": 100}}}
