@@ -87,16 +87,14 @@ def storage_classes(values: Any) -> set[str]:
     return named.union(*(storage_classes(value) for value in values.values()))
 
 
-@pytest.fixture
-def given(
-    manifests_of: Callable[[Manifest | Pod | Container], Manifests],
-    scenario_values: Callable[[str], dict[str, Any]],
-    render: Callable[..., Manifests],
-) -> Callable[[Manifest | Pod | Container], Given]:
-    """What exists beside the objects that were rendered together with a given one."""
+@pytest.fixture(scope="session")
+def given_with(
+    scenario_values: Callable[[str], dict[str, Any]], render: Callable[..., Manifests]
+) -> Callable[[Manifests], Given]:
+    """What exists beside the objects of a rendering; found out once for all tests of one."""
 
-    def _given(subject: Manifest | Pod | Container) -> Given:
-        manifests = manifests_of(subject)
+    @functools.cache
+    def found(manifests: Manifests) -> Given:
         values = scenario_values(manifests.scenario)
         services = {f"{m.name}-serve-svc": (8000,) for m in manifests.by_kind("RayService")}
         return Given(
@@ -108,7 +106,15 @@ def given(
             pods=[pod.labels for pod in render().pods()],
         )
 
-    return _given
+    return found
+
+
+@pytest.fixture
+def given(
+    manifests_of: Callable[[Manifest | Pod | Container], Manifests], given_with: Callable[[Manifests], Given]
+) -> Callable[[Manifest | Pod | Container], Given]:
+    """What exists beside the objects that were rendered together with a given one."""
+    return lambda subject: given_with(manifests_of(subject))
 
 
 @pytest.fixture(scope="session")
