@@ -113,6 +113,8 @@ FRACTION = "1.5"
 """A host that YAML would read as a number."""
 DATABASES = {"mlflow": {"name": "true", "user": "on"}, "training": {"name": "false", "user": "off"}}
 """Names of databases and users that YAML would read as truth."""
+STORE = {"region": NUMBER, "artifactsBucket": "111", "trainingBucket": "112"}
+"""A region and buckets that YAML would read as numbers."""
 
 FEATURES: dict[str, Mapping[str, Any]] = {
     "all-external": EXTERNAL,
@@ -163,7 +165,7 @@ BRANCHES: dict[str, Mapping[str, Any]] = {
         "global": {
             "imagePullSecrets": ["first", "second"],
             "database": DATABASES,
-            "objectStore": {"region": NUMBER, "artifactsBucket": "111", "trainingBucket": "112"},
+            "objectStore": STORE,
         },
         "mlflow": {
             "server": {"allowedHosts": ["mlflow.example.com"]},
@@ -195,7 +197,7 @@ BRANCHES: dict[str, Mapping[str, Any]] = {
                 "networkPolicy": {"monitoringNamespace": NUMBER},
                 "broker": {"host": FRACTION},
                 "database": {"host": FRACTION, **DATABASES},
-                "objectStore": {"region": NUMBER, "artifactsBucket": "111", "trainingBucket": "112"},
+                "objectStore": STORE,
             },
         },
     ),

@@ -63,11 +63,8 @@ async def patiently(worker: client.Broker, queues: tuple[str, str]) -> str:
         while True:
             try:
                 return await take(worker, queues)
-            except (
-                DependencyUnavailableError,
-                ChannelInvalidStateError,
-                AMQPError,
-            ):  # away, or gone before it was acknowledged
+            # Away, or gone before the message was acknowledged.
+            except (DependencyUnavailableError, ChannelInvalidStateError, AMQPError):
                 await asyncio.sleep(0.2)
 
 

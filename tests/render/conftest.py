@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,5 +130,21 @@ def scenario_values(pytestconfig: pytest.Config) -> Callable[[str], dict[str, An
         for file in scenarios[name].values:
             values = merged(values, load_yaml(file.read_text()))
         return merged(values, scenarios[name].overrides)
+
+    return content
+
+
+@pytest.fixture
+def documented(pytestconfig: pytest.Config) -> Callable[[Path, str, str], str]:
+    """What a document says at `<!-- NAME: begin -->`; with `--write-docs` it is made to say what is rendered."""
+
+    def content(document: Path, name: str, rendered: str) -> str:
+        text = document.read_text()
+        place = re.search(f"<!-- {name}: begin .*?-->\n(.*?)\n<!-- {name}: end -->", text, re.DOTALL)
+        assert place, f"{document.name} has no place for {name}"
+        if pytestconfig.getoption("--write-docs"):
+            document.write_text(text[: place.start(1)] + rendered + text[place.end(1) :])
+            return rendered
+        return place[1]
 
     return content

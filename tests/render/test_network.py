@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -225,23 +224,18 @@ def test_what_has_the_same_parts_has_the_same_matrix(renderings: list[Manifests]
 
 @pytest.mark.parametrize("scenario_name", DOCUMENTED)
 def test_the_documented_matrix_is_the_rendered_one(
-    renderings: list[Manifests], scenario_name: str, pytestconfig: pytest.Config
+    renderings: list[Manifests], scenario_name: str, documented: Callable[[Path, str, str], str]
 ) -> None:
     """`pytest tests/render/test_network.py --write-docs` writes the tables anew."""
     (manifests,) = [entry for entry in renderings if entry.scenario == scenario_name]
     rendered = tables(manifests)
-    text = DOCUMENT.read_text()
-    place = re.search(f"<!-- {scenario_name}: begin .*?-->\n(.*?)\n<!-- {scenario_name}: end -->", text, re.DOTALL)
-    assert place, f"{DOCUMENT.name} has no place for {scenario_name}"
-    if pytestconfig.getoption("--write-docs"):
-        DOCUMENT.write_text(text[: place.start(1)] + rendered + text[place.end(1) :])
-        return
-    documented, now = cells_of(place[1]), cells_of(rendered)
+    known = documented(DOCUMENT, scenario_name, rendered)
+    before, now = cells_of(known), cells_of(rendered)
     changed = [
-        f"  {row} --> {column}: {documented.get((table, row, column)) or 'nothing'} is documented, "
+        f"  {row} --> {column}: {before.get((table, row, column)) or 'nothing'} is documented, "
         f"{now.get((table, row, column)) or 'nothing'} is permitted"
-        for table, row, column in sorted(documented.keys() | now.keys())
-        if documented.get((table, row, column)) != now.get((table, row, column))
+        for table, row, column in sorted(before.keys() | now.keys())
+        if before.get((table, row, column)) != now.get((table, row, column))
     ]
     assert not changed, "docs/network.md is not what the policies permit:\n" + "\n".join(changed)
-    assert place[1] == rendered, "docs/network.md: order or form of the tables; write it anew with --write-docs"
+    assert known == rendered, "docs/network.md: order or form of the tables; write it anew with --write-docs"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from chart_harness import Container, Manifest, Manifests, Pod, quantity
@@ -202,11 +203,23 @@ def test_local_is_small_throughout(renderings: list[Manifests]) -> None:
         assert "--workers" not in arguments or arguments.endswith("--workers 1"), deployment
 
 
+def numbers(manifests: Manifests) -> dict[str, tuple[int, int]]:
+    """The fewest and the most pods of each pod template, by its id; a group of Ray's has a fixed number."""
+    found = {}
+    for pod in manifests.pods():
+        count = pod.owner.at("spec.replicas", 1)
+        if pod.owner.id == SERVING and "workerGroupSpecs" in pod.path:
+            count = pod.owner.at("spec.rayClusterConfig.workerGroupSpecs")[0]["replicas"]
+        found[pod.id] = (count, count)
+    for scaler, fewest, most, _ in scaling(manifests):
+        found[f"Deployment/{scaler.at('spec.scaleTargetRef.name')}"] = (fewest, most)
+    return found
+
+
 def total(manifests: Manifests, name: str) -> float:
     """What all pods that run all the time ask for."""
-    numbers = {manifest.id: manifest.at("spec.replicas", 1) for manifest in manifests}
-    numbers |= {f"Deployment/{s.at('spec.scaleTargetRef.name')}": fewest for s, fewest, _, _ in scaling(manifests)}
-    return float(sum(requested(c, name) * numbers.get(c.pod.owner.id, 1) for c in services(manifests).values()))
+    found = numbers(manifests)
+    return float(sum(requested(c, name) * found[c.pod.id][0] for c in services(manifests).values()))
 
 
 def test_environments_fit_their_machines(renderings: list[Manifests]) -> None:
@@ -272,19 +285,6 @@ def amount(size: float) -> str:
     return f"{size / GIB:.3g} GiB" if size >= GIB else f"{size / MIB:.3g} MiB"
 
 
-def numbers(manifests: Manifests) -> dict[str, tuple[int, int]]:
-    """The fewest and the most pods of each pod template, by its id; a group of Ray's has a fixed number."""
-    found = {}
-    for pod in manifests.pods():
-        count = pod.owner.at("spec.replicas", 1)
-        if pod.owner.id == SERVING and "workerGroupSpecs" in pod.path:
-            count = pod.owner.at("spec.rayClusterConfig.workerGroupSpecs")[0]["replicas"]
-        found[pod.id] = (count, count)
-    for scaler, fewest, most, _ in scaling(manifests):
-        found[f"Deployment/{scaler.at('spec.scaleTargetRef.name')}"] = (fewest, most)
-    return found
-
-
 def replicas_of_serve(manifests: Manifests) -> str:
     """How many replicas answer predictions, and what each takes."""
     (deployment,) = load_yaml(manifests.one(*SERVING.split("/")).at("spec.serveConfigV2"))["applications"][0][
@@ -302,7 +302,7 @@ def table(manifests: Manifests) -> str:
         "| Pods | Number | CPUs | Memory | Limit of memory | Disk |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    disks = claims(manifests)
+    disks, counts = claims(manifests), numbers(manifests)
     sums = [0.0, 0.0, 0.0, 0.0]
     for pod in manifests.pods():
         if pod.runs_to_completion:
@@ -314,7 +314,7 @@ def table(manifests: Manifests) -> str:
             sum(memory_limit(container) for container in containers),
             disks.get(pod.owner.name, 0.0),
         ]
-        fewest, most = numbers(manifests)[pod.id]
+        fewest, most = counts[pod.id]
         sums = [total + fewest * size for total, size in zip(sums, each, strict=True)]
         number = str(fewest) if fewest == most else f"{fewest} to {most}"
         part = re.search(r"(head|worker)GroupSpec", pod.path)
@@ -334,14 +334,9 @@ ENVIRONMENTS = ("defaults", *sorted(file.stem for file in (paths.REPOSITORY / "v
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_the_documented_sizes_are_the_rendered_ones(
-    environment: str, renderings: list[Manifests], pytestconfig: pytest.Config
+    environment: str, renderings: list[Manifests], documented: Callable[[Path, str, str], str]
 ) -> None:
     """`pytest tests/render/test_sizes.py --write-docs` writes the tables anew."""
     rendered = table(next(m for m in renderings if m.scenario == environment))
-    text = DOCUMENT.read_text()
-    place = re.search(f"<!-- {environment}: begin -->\n(.*?)\n<!-- {environment}: end -->", text, re.DOTALL)
-    assert place, f"{DOCUMENT.name} has no place for {environment}"
-    if pytestconfig.getoption("--write-docs"):
-        DOCUMENT.write_text(text[: place.start(1)] + rendered + text[place.end(1) :])
-        return
-    assert place[1].splitlines() == rendered.splitlines(), f"{DOCUMENT.name}: write it anew with --write-docs"
+    known = documented(DOCUMENT, environment, rendered)
+    assert known.splitlines() == rendered.splitlines(), f"{DOCUMENT.name}: write it anew with --write-docs"
